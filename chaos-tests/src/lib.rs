@@ -1,0 +1,1 @@
+//! Whole-cluster tests that start the real binaries.

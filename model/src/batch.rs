@@ -1,0 +1,140 @@
+//! The unit of writing: the samples of one tenant for one shard, column by column.
+//!
+//! A batch is built once by the gateway, shared by the three replicas' requests, and appended as it is.
+//! Labels are not part of the usual batch: a replica that does not know a fingerprint says so, and gets
+//! the labels of just those series (`docs/data-format.md`, "append batch").
+
+use crate::{Fingerprint, Labels, Sample, ShardId, TenantId, TimestampMs};
+
+/// Samples of one tenant and one shard. `sample_counts` says how many of the concatenated samples belong to
+/// each series; within a series samples may come in any order.
+#[derive(Clone, Debug)]
+pub struct ShardBatch {
+    /// Whose samples these are.
+    pub tenant: TenantId,
+    /// The shard that every fingerprint of the batch belongs to.
+    pub shard: ShardId,
+    /// One per series.
+    pub fingerprints: Vec<Fingerprint>,
+    /// One per series: how many samples it has in this batch.
+    pub sample_counts: Vec<u32>,
+    /// All samples' times in milliseconds, series after series.
+    pub timestamps: Vec<i64>,
+    /// All samples' values, parallel to `timestamps`.
+    pub values: Vec<f64>,
+    /// Labels of series that the receiver is not expected to know: (index of the series, labels),
+    /// ascending by index.
+    pub labels: Vec<(u32, Labels)>,
+}
+
+impl ShardBatch {
+    /// A batch without samples.
+    pub fn new(tenant: TenantId, shard: ShardId) -> Self {
+        Self {
+            tenant,
+            shard,
+            fingerprints: Vec::new(),
+            sample_counts: Vec::new(),
+            timestamps: Vec::new(),
+            values: Vec::new(),
+            labels: Vec::new(),
+        }
+    }
+
+    /// Starts the next series.
+    pub fn push_series(&mut self, fingerprint: Fingerprint) {
+        self.fingerprints.push(fingerprint);
+        self.sample_counts.push(0);
+    }
+
+    /// Adds a sample to the series started last.
+    ///
+    /// # Panics
+    /// If no series was started.
+    pub fn push_sample(&mut self, sample: Sample) {
+        let count = self.sample_counts.last_mut();
+        *count.expect("a series was started before its samples") += 1;
+        self.timestamps.push(sample.timestamp.0);
+        self.values.push(sample.value);
+    }
+
+    /// How many series the batch holds.
+    pub fn series_count(&self) -> usize {
+        self.fingerprints.len()
+    }
+
+    /// How many samples the batch holds.
+    pub fn sample_count(&self) -> usize {
+        self.timestamps.len()
+    }
+
+    /// The series in order: index, fingerprint, times, values.
+    pub fn series(&self) -> impl Iterator<Item = (usize, Fingerprint, &[i64], &[f64])> {
+        let mut at = 0;
+        self.fingerprints.iter().zip(&self.sample_counts).enumerate().map(
+            move |(index, (fingerprint, count))| {
+                let range = at..at + *count as usize;
+                at = range.end;
+                (index, *fingerprint, &self.timestamps[range.clone()], &self.values[range])
+            },
+        )
+    }
+
+    /// The part of the batch that holds the series at `indexes` (ascending), with `labels_of` each of them.
+    pub fn subset_with_labels(&self, indexes: &[u32], mut labels_of: impl FnMut(u32) -> Labels) -> Self {
+        let mut subset = Self::new(self.tenant.clone(), self.shard);
+        let mut wanted = indexes.iter().copied().peekable();
+        for (index, fingerprint, timestamps, values) in self.series() {
+            let Some(next) = wanted.next_if(|next| *next as usize == index) else {
+                continue;
+            };
+            let position = subset.fingerprints.len();
+            subset.push_series(fingerprint);
+            for (timestamp, value) in timestamps.iter().zip(values) {
+                subset.push_sample(Sample { timestamp: TimestampMs(*timestamp), value: *value });
+            }
+            let position = u32::try_from(position).expect("a batch has fewer than 2^32 series");
+            subset.labels.push((position, labels_of(next)));
+        }
+        subset
+    }
+
+    /// Whether the columns fit each other: counts add up, labels point at series in ascending order.
+    pub fn is_consistent(&self) -> bool {
+        let counted: u64 = self.sample_counts.iter().map(|n| u64::from(*n)).sum();
+        let series = self.fingerprints.len();
+        self.sample_counts.len() == series
+            && self.values.len() == self.timestamps.len()
+            && counted == self.timestamps.len() as u64
+            && self.labels.iter().all(|(index, _)| (*index as usize) < series)
+            && self.labels.windows(2).all(|pair| pair[0].0 < pair[1].0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(timestamp: i64, value: f64) -> Sample {
+        Sample { timestamp: TimestampMs(timestamp), value }
+    }
+
+    #[test]
+    fn a_subset_keeps_samples_and_gains_labels() {
+        let mut batch = ShardBatch::new(TenantId::new("t").expect("valid"), ShardId(3));
+        for series in 0..4_u32 {
+            batch.push_series(Fingerprint(u128::from(series)));
+            for i in 0..series {
+                batch.push_sample(sample(i64::from(i), f64::from(series)));
+            }
+        }
+        assert!(batch.is_consistent());
+        let labels = |i: u32| Labels::from_pairs([("i", i.to_string().as_str())]).expect("valid");
+        let subset = batch.subset_with_labels(&[1, 3], labels);
+        assert!(subset.is_consistent());
+        assert_eq!(subset.fingerprints, [Fingerprint(1), Fingerprint(3)]);
+        assert_eq!(subset.sample_counts, [1, 3]);
+        assert_eq!(subset.values, [1.0, 3.0, 3.0, 3.0]);
+        assert_eq!(subset.labels, [(0, labels(1)), (1, labels(3))]);
+    }
+}

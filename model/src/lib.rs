@@ -1,0 +1,29 @@
+//! Nouns and units of Saturn, shared by every other crate.
+//!
+//! * [`TenantId`]: whose data it is.
+//! * [`Labels`], [`LabelsBuilder`]: what a series is called, in one canonical encoding.
+//! * [`Fingerprint`], [`ShardId`]: where a series lives.
+//! * [`TimestampMs`], [`Sample`], [`resolve`]: what a series holds and how conflicts end.
+//! * [`ShardBatch`]: samples on their way in.
+//! * [`Matcher`], [`Selection`], [`SeriesColumns`]: how a query picks series, and what it gets.
+//! * [`Limits`]: the bounds on what a tenant may send and ask.
+//!
+//! This crate does no IO, knows no clock and depends on no other crate of the workspace.
+
+mod batch;
+mod fingerprint;
+mod labels;
+mod limits;
+mod matcher;
+mod sample;
+mod series;
+mod tenant;
+
+pub use batch::ShardBatch;
+pub use fingerprint::{Fingerprint, ShardId};
+pub use labels::{InvalidLabels, Labels, LabelsBuilder, METRIC_NAME, append_label_pair, decode_label_pairs};
+pub use limits::Limits;
+pub use matcher::{MatchOp, Matcher, MatcherError, compile_anchored_regex, translate_re2};
+pub use sample::{STALE_NAN_BITS, Sample, TimestampMs, is_stale_nan, resolve};
+pub use series::{Selection, SeriesColumns, merge_columns};
+pub use tenant::{InvalidTenant, TenantId};

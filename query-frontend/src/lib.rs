@@ -1,0 +1,1 @@
+//! A query's life: admission, limits, plan, fetch, evaluation, result.

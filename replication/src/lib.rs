@@ -1,0 +1,1 @@
+//! Three replicas as one: quorum append and read merge.
