@@ -1,1 +1,39 @@
-//! Whole-cluster tests that start the real binaries.
+//! Whole-cluster tests: this library starts real processes and knows what they must keep; the tests are in
+//! `tests/it/`.
+//!
+//! * [`Cluster`]: `saturn` processes on loopback, which can be killed, stopped and restarted.
+//! * [`Prometheus`], [`NodeExporter`]: the peers that the answers are compared with.
+//! * [`PowerCutDisk`]: a disk that loses everything unsynced.
+//! * [`Endpoint`], [`Answer`]: the HTTP API as a client sees it, and [`compare`] for two answers.
+//! * [`remote_write`]: requests, right and wrong ones.
+//! * [`Writer`], [`History`]: load whose samples say who sent them, and the check that all acked ones are there.
+//!
+//! Everything listens on loopback only. Every wait has a limit and polls; nothing sleeps for a fixed time.
+//! A value of any type here that owns a process ends it when it is dropped, by its process id.
+
+mod answers;
+mod binaries;
+mod cluster;
+mod endpoint;
+mod history;
+mod logs;
+mod peers;
+mod ports;
+mod power_cut;
+mod process;
+pub mod remote_write;
+mod wait;
+mod writer;
+
+pub use answers::{Order, compare};
+pub use binaries::SaturnBinaries;
+pub use cluster::{Cluster, ClusterOptions, Node};
+pub use endpoint::{Answer, Endpoint, Reply};
+pub use history::{History, Outcome, Verdict};
+pub use logs::Tolerance;
+pub use peers::{NodeExporter, Prometheus, PrometheusOptions};
+pub use ports::free_ports;
+pub use power_cut::PowerCutDisk;
+pub use process::{Process, Signal, resident_bytes};
+pub use wait::{eventually, now_ms};
+pub use writer::{Writer, WriterOptions};

@@ -1,1 +1,33 @@
 //! The query language: lexer, parser, printer, checks and evaluation over a source trait. No IO.
+//!
+//! * [`parse`] makes an [`ast::Expr`] of a text; its `Display` writes it back.
+//! * [`selector_requests`] says which data an evaluation will read, so that a caller can fetch it first.
+//! * [`evaluate`] computes the [`QueryResult`] from a [`Source`], a series at a time.
+//! * [`parse_duration`], [`format_duration`] and [`format_value`] are the formats of Prometheus's API.
+//!
+//! The crate is pure: no tokio, no clock, no randomness. Native histograms, `info()`, `fill` and the
+//! `anchored` and `smoothed` modifiers are parsed, and evaluation says that they are not supported yet.
+
+mod annotations;
+mod duration;
+mod error;
+mod eval;
+mod functions;
+mod go_text;
+mod limits;
+mod span;
+mod syntax;
+
+pub use annotations::{Annotation, Annotations, RenderedAnnotations};
+pub use duration::{InvalidDuration, format_duration, parse_duration};
+pub use error::{EvalError, ParseError, ParseErrorKind};
+pub use eval::{
+    EvalParams, NameRemoval, QueryResult, SelectorHints, SelectorRequest, Source, SourceError, Value,
+    VectorSample, evaluate, selector_requests,
+};
+pub use functions::{Function, FunctionId, Variadic, function_named};
+pub use go_text::format_value;
+pub use limits::ParseLimits;
+pub use span::{LineColumn, Span};
+pub use syntax::ast;
+pub use syntax::{parse, parse_selector, parse_with_limits};

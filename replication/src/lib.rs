@@ -1,1 +1,32 @@
 //! Three replicas as one: quorum append and read merge.
+//!
+//! * [`Peers`]: how the replicas are reached; the node supplies it. Requests and replies are beside it.
+//! * [`PlacementHandle`]: the placement that this node acts on; epochs only grow, durable before visible.
+//! * [`Coordinator`]: [`Coordinator::write`] and the reads, over the pure parts `quorum` (who has stored
+//!   what), `progress` (whom to ask next), `merge` (many answers to one).
+//!
+//! Invariants: a write is acked when, and only when, a quorum of each of its shards' replicas stored every
+//! series under one epoch; a read says which shards it does not cover.
+//!
+//! This crate never sees the storage engine, gRPC, HTTP or configuration. It does not repair replicas and
+//! keeps no hints: a replica that missed a write lacks it until it is sent again.
+
+mod coordinator;
+mod handle;
+mod merge;
+mod metrics;
+mod peers;
+mod progress;
+mod quorum;
+mod read;
+mod write;
+
+pub use coordinator::{
+    Completeness, Coordinator, LabelSource, MissingShard, ReadAnswer, ReadError, Settings, ShardWrite,
+    WriteError,
+};
+pub use handle::{AdoptError, Adoption, PersistError, PlacementHandle};
+pub use peers::{
+    AppendRequest, BatchReply, FencedBatch, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, Peers,
+    SelectRequest, ShardRefusal, ShardReply,
+};

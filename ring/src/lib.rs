@@ -1,1 +1,28 @@
-//! Who is there and who owns what: membership by gossip, hash ring, shards, placement. Sans-IO.
+//! Who is there and who owns what.
+//!
+//! * [`NodeId`], [`Zone`], [`Generation`], [`ClusterId`], [`Epoch`]: names and numbers.
+//! * [`Membership`]: who is there, by gossip in sealed packets ([`KeyRing`], [`DropReason`]).
+//! * [`Placement`], [`ShardRecord`], [`fence`]: who owns what, and refusing requests that are out of date.
+//! * [`decide`]: how a new cluster comes to its placement.
+//!
+//! This crate does no IO. It knows no clock and no randomness but what is passed in: a test replays
+//! a whole cluster from one seed (`tests/it/`).
+
+mod action;
+mod envelope;
+mod formation;
+mod ids;
+mod member;
+mod membership;
+mod placement;
+mod seal;
+
+pub use action::{Action, ConflictWinner, Dropped, MembershipConfig, MembershipEvent};
+pub use formation::{FormationDecision, FormationView, WaitReason, decide};
+pub use ids::{ClusterId, Epoch, Generation, InvalidName, NodeId, Zone};
+pub use member::{Liveness, Member, MemberState};
+pub use membership::Membership;
+pub use placement::{Fence, Placement, PlacementError, PlacementMember, ShardRecord, fence};
+pub use seal::{
+    BOOT_NONCE_BYTES, DropReason, KeyRing, KeyRingError, PACKET_BYTES_MAX, REPLAY_WINDOW, SEAL_BYTES,
+};

@@ -1,1 +1,41 @@
 //! One node's data: write-ahead log, head, chunks, label index, RocksDB. Knows no cluster.
+//!
+//! The way in, and the way out:
+//!
+//! * [`Engine`] (`engine.rs`): the only door. [`Engine::append`] acks what is durable and visible.
+//! * `shard.rs`: series, ordinals and samples in memory of one virtual shard; `run.rs`: one series' samples.
+//! * `wal/`: the log with group commit, its format, replay, and what counts as damage.
+//! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `chunk.rs`, `bits.rs`: the codec.
+//! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
+//! * `index.rs`: matchers to series; `read.rs`: series to merged samples.
+//! * `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
+//!
+//! This crate admits samples of any age and any tenant: quotas, limits and ages are the front door's.
+//! It never asks who owns a shard, and it uses the wall clock for durations only.
+//! Byte formats: the modules' own tables, collected in `docs/data-format.md`.
+#![deny(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss
+)]
+
+mod bits;
+mod chunk;
+mod engine;
+mod error;
+mod flush;
+mod index;
+mod keys;
+mod metrics;
+mod options;
+mod read;
+mod rocks;
+mod run;
+mod shard;
+mod wal;
+mod wire;
+
+pub use engine::{AppendOutcome, Engine};
+pub use error::StorageError;
+pub use options::{EngineOptions, EngineStats};

@@ -1,0 +1,61 @@
+# Everything a contributor types. `make help` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Outside the checkout: RocksDB takes ten minutes to compile, and a clean clone should not pay twice.
+CARGO_TARGET_DIR ?= $(HOME)/.cache/saturn/target
+export CARGO_TARGET_DIR
+
+BINARIES := saturn saturnctl
+NEXTEST_PROFILE ?= $(if $(CI),ci,default)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: build-deps ## release binaries in ./bin/
+	cargo build --locked --release --package saturn-node --package saturn-ctl
+	mkdir -p bin
+	install -m 0755 $(addprefix $(CARGO_TARGET_DIR)/release/,$(BINARIES)) bin/
+
+.PHONY: run
+run: build ## a three-zone cluster on this machine, until Ctrl-C
+	exec ./bin/saturn demo
+
+.PHONY: test
+test: test-deps lint test-binaries ## what CI runs: format, lints, tidy, unit and black-box tests
+	cargo nextest run --locked --workspace --profile $(NEXTEST_PROFILE)
+
+# The black-box tests start the binaries. They are built together with all tests: one set of features,
+# so that RocksDB is compiled once.
+.PHONY: test-binaries
+test-binaries:
+	cargo build --locked --workspace --all-targets
+
+.PHONY: lint
+lint: ## format check, clippy without warnings, cargo xtask tidy
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo run --quiet --locked --package xtask -- tidy
+
+.PHONY: fmt
+fmt: ## format the Rust code
+	cargo fmt --all
+
+.PHONY: bench-ingest
+bench-ingest: build ## samples per second, CPU and bytes per sample of one node and of three
+	cargo build --locked --release --package saturn-benches --bin ingest
+	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/ingest $(BENCH_FLAGS)
+
+.PHONY: build-deps test-deps
+build-deps:
+	@xtask/install-deps.sh build
+test-deps:
+	@xtask/install-deps.sh test
+
+.PHONY: clean-bin
+clean-bin: ## remove ./bin/
+	rm -rf bin

@@ -1,0 +1,87 @@
+//! One node's HTTP API, with errors that say what to do.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// How long a node may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(130);
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A node.
+pub(crate) struct Api {
+    http: reqwest::Client,
+    address: String,
+}
+
+/// Prometheus's envelope.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Envelope {
+    status: String,
+    #[serde(default)]
+    pub(crate) data: Value,
+    #[serde(default)]
+    error: String,
+    #[serde(default)]
+    pub(crate) warnings: Vec<String>,
+    #[serde(default)]
+    pub(crate) infos: Vec<String>,
+}
+
+impl Api {
+    pub(crate) fn new(address: &str) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder().timeout(TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build()?;
+        let with_scheme =
+            if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        Ok(Self { http, address: with_scheme.trim_end_matches('/').to_owned() })
+    }
+
+    /// The same for another node.
+    pub(crate) fn at(&self, address: &str) -> anyhow::Result<Self> {
+        Self::new(address)
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Posts a form and opens the envelope.
+    pub(crate) async fn call(
+        &self,
+        path: &str,
+        tenant: Option<&str>,
+        form: &[(&str, String)],
+    ) -> anyhow::Result<Envelope> {
+        let mut request = self.http.post(format!("{}{path}", self.address)).form(form);
+        if let Some(tenant) = tenant {
+            request = request.header("X-Scope-OrgID", tenant);
+        }
+        self.open(request).await
+    }
+
+    /// Gets a report.
+    pub(crate) async fn report<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let envelope = self.open(self.http.get(format!("{}{path}", self.address))).await?;
+        serde_json::from_value(envelope.data).context("the node answers something else: is it a Saturn node?")
+    }
+
+    async fn open(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Envelope> {
+        let reply = request.send().await.with_context(|| {
+            format!("cannot reach {} (--address or SATURN_ADDRESS names the node to ask)", self.address)
+        })?;
+        let status = reply.status();
+        let text = reply.text().await.context("the answer broke off")?;
+        let envelope: Envelope = serde_json::from_str(&text).with_context(|| {
+            let start: String = text.chars().take(200).collect();
+            format!("{} answers {status} and no JSON: {start:?}", self.address)
+        })?;
+        if envelope.status != "success" {
+            bail!("{}", envelope.error);
+        }
+        Ok(envelope)
+    }
+}

@@ -1,0 +1,93 @@
+//! `saturnctl`: the operator's command line.
+//!
+//! It speaks the HTTP API of any one node. Exit codes: 0 all is well; 1 the command failed, or `doctor`
+//! found something broken; 2 the command line is wrong.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks through these")]
+
+mod api;
+mod doctor;
+mod query;
+mod ring;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::api::Api;
+
+/// Operates a Saturn cluster through any of its nodes.
+#[derive(Parser)]
+#[command(
+    name = "saturnctl",
+    version,
+    after_help = "Exit codes: 0 all is well, 1 failed, 2 wrong command line."
+)]
+struct Cli {
+    /// HTTP address of any node.
+    #[arg(long, global = true, env = "SATURN_ADDRESS", default_value = "http://127.0.0.1:9090")]
+    address: String,
+    /// How results are printed.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Who is there and who owns what.
+    #[command(subcommand)]
+    Ring(RingCommand),
+    /// Ask PromQL.
+    #[command(subcommand)]
+    Query(QueryCommand),
+    /// Check reachability, clocks, replication and disks of all members.
+    Doctor,
+}
+
+#[derive(Subcommand)]
+enum RingCommand {
+    /// Members, zones, states, shards owned, since when.
+    Status,
+}
+
+#[derive(Subcommand)]
+enum QueryCommand {
+    /// Evaluate at one time.
+    Instant(query::Instant),
+    /// Evaluate over a range of time.
+    Range(query::Range),
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("saturnctl: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let api = Api::new(&cli.address)?;
+    match cli.command {
+        Command::Ring(RingCommand::Status) => ring::status(&api, cli.output).await,
+        Command::Query(QueryCommand::Instant(args)) => query::instant(&api, &args, cli.output).await,
+        Command::Query(QueryCommand::Range(args)) => query::range(&api, &args, cli.output).await,
+        Command::Doctor => doctor::run(&api, cli.output).await,
+    }
+}

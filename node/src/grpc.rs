@@ -1,0 +1,118 @@
+//! The internal service: what other nodes ask of this one.
+
+use std::sync::{Arc, OnceLock};
+
+use saturn_proto::peer;
+use saturn_proto::peer::peer_server::Peer;
+use saturn_replication::PlacementHandle;
+use saturn_ring::ClusterId;
+use tokio_stream::Iter;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::replica::Replica;
+use crate::wire;
+
+/// Size at which an answer's frame is sent.
+const FRAME_BYTES: usize = 1 << 20;
+
+/// Answers other nodes.
+pub(crate) struct PeerService {
+    /// Empty until this node belongs to a cluster.
+    pub(crate) replica: Arc<OnceLock<Replica>>,
+    pub(crate) placement: Arc<OnceLock<Arc<PlacementHandle>>>,
+}
+
+type FrameStream = Iter<std::vec::IntoIter<Result<peer::SelectFrame, Status>>>;
+
+impl PeerService {
+    /// This node's replica, if the caller speaks for the same cluster.
+    #[expect(clippy::result_large_err, reason = "tonic's services return Status")]
+    fn replica(&self, cluster: &[u8]) -> Result<Replica, Status> {
+        let replica = self.replica.get();
+        let replica =
+            replica.ok_or_else(|| Status::unavailable("this node does not belong to a cluster yet"))?;
+        let mine = replica.placement.load().cluster;
+        if cluster_from(cluster)? == mine {
+            Ok(replica.clone())
+        } else {
+            Err(Status::failed_precondition(format!("this node belongs to another cluster, {mine}")))
+        }
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "tonic's services return Status")]
+fn cluster_from(bytes: &[u8]) -> Result<ClusterId, Status> {
+    let id = Uuid::from_slice(bytes).map(ClusterId);
+    id.map_err(|_| Status::invalid_argument("the cluster id is not 16 bytes"))
+}
+
+fn invalid(error: saturn_proto::WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type SelectStream = FrameStream;
+
+    async fn append(
+        &self,
+        request: Request<peer::AppendRequest>,
+    ) -> Result<Response<peer::AppendReply>, Status> {
+        let message = request.into_inner();
+        let replica = self.replica(&message.cluster)?;
+        let request = wire::append_request_from(&message).map_err(invalid)?;
+        // A caller that hangs up must not stop an append half way: it goes on in its own task.
+        let append = tokio::spawn(async move { replica.append(request).await });
+        let replies = append.await.map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(wire::append_reply_message(replies)))
+    }
+
+    async fn select(&self, request: Request<peer::SelectRequest>) -> Result<Response<FrameStream>, Status> {
+        let message = request.into_inner();
+        let replica = self.replica(&message.cluster)?;
+        let request = wire::select_request_from(&message).map_err(invalid)?;
+        let replies = replica.select(request).await;
+        let frames = replies.into_iter().flat_map(|reply| wire::select_frames(reply, FRAME_BYTES));
+        Ok(Response::new(tokio_stream::iter(frames.map(Ok).collect::<Vec<_>>())))
+    }
+
+    async fn labels(
+        &self,
+        request: Request<peer::LabelsRequest>,
+    ) -> Result<Response<peer::LabelsReply>, Status> {
+        let message = request.into_inner();
+        let replica = self.replica(&message.cluster)?;
+        let request = wire::labels_request_from(&message).map_err(invalid)?;
+        Ok(Response::new(wire::labels_reply_message(replica.labels(request).await)))
+    }
+
+    async fn pull_placement(
+        &self,
+        request: Request<peer::PullPlacementRequest>,
+    ) -> Result<Response<peer::PlacementReply>, Status> {
+        let asker = request.into_inner().cluster;
+        let Some(handle) = self.placement.get() else {
+            return Ok(Response::new(peer::PlacementReply::default()));
+        };
+        let placement = handle.load();
+        if !asker.is_empty() && cluster_from(&asker)? != placement.cluster {
+            return Err(Status::failed_precondition("this node belongs to another cluster"));
+        }
+        Ok(Response::new(peer::PlacementReply { placement: wire::placement_to_bytes(&placement) }))
+    }
+
+    async fn push_placement(
+        &self,
+        request: Request<peer::PushPlacementRequest>,
+    ) -> Result<Response<peer::PushPlacementReply>, Status> {
+        let message = request.into_inner();
+        let replica = self.replica(&message.cluster)?;
+        let placement = wire::placement_from_bytes(&message.placement).map_err(invalid)?;
+        let handle = Arc::clone(&replica.placement);
+        let adopt = tokio::task::spawn_blocking(move || handle.adopt_placement(&placement));
+        let adopted = adopt.await.map_err(|e| Status::internal(e.to_string()))?;
+        adopted.map_err(|e| Status::failed_precondition(e.to_string()))?;
+        Ok(Response::new(peer::PushPlacementReply {}))
+    }
+}

@@ -1,0 +1,99 @@
+//! The HTTP listener: Prometheus's API, per tenant, and the operator's pages.
+//!
+//! Every path of the API also exists below `/prometheus`, `/api/prom` and `/t/<tenant>`.
+
+mod answer;
+mod params;
+mod query;
+mod status;
+mod tenant;
+mod write;
+
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use saturn_model::{Limits, TenantId};
+use saturn_query_frontend::Frontend;
+use saturn_replication::Coordinator;
+use saturn_ring::{NodeId, Zone};
+use saturn_storage::Engine;
+use tokio::sync::{Semaphore, watch};
+
+use crate::metrics::HttpMetrics;
+use crate::peers::NodePeers;
+use crate::read_path::QuorumSource;
+use crate::ring_status::RingStatus;
+
+/// Largest form body of a query request.
+const FORM_BYTES_MAX: usize = 1 << 20;
+/// Bytes of write requests, compressed and not, that may be in memory at once, in KiB.
+const WRITE_KIB_MAX: usize = 512 << 10;
+
+/// What the node can do once it belongs to a cluster.
+pub(crate) struct Serving {
+    pub(crate) coordinator: Arc<Coordinator<NodePeers>>,
+    pub(crate) frontend: Frontend<QuorumSource>,
+}
+
+/// What the handlers share.
+pub(crate) struct App {
+    /// Empty until the node belongs to a cluster.
+    pub(crate) serving: Arc<OnceLock<Serving>>,
+    pub(crate) ring: RingStatus,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) default_tenant: TenantId,
+    pub(crate) registry: Arc<Mutex<Registry>>,
+    pub(crate) metrics: HttpMetrics,
+    pub(crate) write_budget: Arc<Semaphore>,
+    pub(crate) engine: Engine,
+    pub(crate) node_id: NodeId,
+    pub(crate) zone: Zone,
+    /// Why the node is not ready yet.
+    pub(crate) waiting_for: watch::Receiver<String>,
+}
+
+impl App {
+    /// The budget of write requests' bytes, see [`WRITE_KIB_MAX`].
+    pub(crate) fn write_budget() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(WRITE_KIB_MAX))
+    }
+}
+
+/// All routes.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let api = api_routes();
+    Router::new()
+        .route("/metrics", get(status::metrics))
+        .route("/-/ready", get(status::ready))
+        .route("/-/healthy", get(status::healthy))
+        .route("/", get(status::index))
+        .merge(api.clone())
+        .nest("/prometheus", api.clone())
+        .nest("/api/prom", api.clone())
+        .nest("/t/{tenant}", api)
+        .fallback(status::not_found)
+        .with_state(app)
+}
+
+fn api_routes() -> Router<Arc<App>> {
+    let reads = Router::new()
+        .route("/api/v1/query", get(query::instant).post(query::instant))
+        .route("/api/v1/query_range", get(query::range).post(query::range))
+        .route("/api/v1/series", get(query::series).post(query::series))
+        .route("/api/v1/labels", get(query::labels).post(query::labels))
+        .route("/api/v1/label/{name}/values", get(query::label_values))
+        .route("/api/v1/status/buildinfo", get(status::buildinfo))
+        .route("/api/v1/status/ring", get(status::ring))
+        .route("/api/v1/status/node", get(status::node))
+        .layer(DefaultBodyLimit::max(FORM_BYTES_MAX));
+    // The write handler reads its body itself, within the tenant's limit.
+    let writes = Router::new()
+        .route("/api/v1/write", post(write::write))
+        .route("/api/v1/push", post(write::write))
+        .layer(DefaultBodyLimit::disable());
+    reads.merge(writes)
+}

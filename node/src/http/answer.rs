@@ -1,0 +1,232 @@
+//! Prometheus's JSON: envelopes, errors and results. The only place where errors become HTTP statuses.
+
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use saturn_model::Labels;
+use saturn_promql::{Value, format_value};
+use saturn_query_frontend::QueryError;
+use serde::Serialize;
+
+/// Seconds after which a refused client should try again.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// An error in Prometheus's terms.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    error_type: &'static str,
+    text: String,
+}
+
+impl ApiError {
+    /// The request is wrong: 400.
+    pub(crate) fn bad_data(text: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, error_type: "bad_data", text: text.into() }
+    }
+
+    /// A parameter is wrong: 400.
+    pub(crate) fn parameter(name: &str, reason: &str) -> Self {
+        Self::bad_data(format!("invalid parameter {name:?}: {reason}"))
+    }
+
+    /// There is no such thing: 404.
+    pub(crate) fn not_found(text: impl Into<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, error_type: "not_found", text: text.into() }
+    }
+
+    /// Not now: 503.
+    pub(crate) fn unavailable(text: impl Into<String>) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, error_type: "unavailable", text: text.into() }
+    }
+
+    /// A defect: 500.
+    pub(crate) fn internal(text: impl Into<String>) -> Self {
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, error_type: "internal", text: text.into() }
+    }
+
+    /// The message without its envelope, for clients that expect plain text.
+    pub(crate) fn into_plain(self) -> (StatusCode, String) {
+        (self.status, self.text)
+    }
+}
+
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> Self {
+        let text = error.to_string();
+        match error {
+            QueryError::Invalid { .. } | QueryError::InvalidRange(_) => Self::bad_data(text),
+            QueryError::Execution(_) => {
+                Self { status: StatusCode::UNPROCESSABLE_ENTITY, error_type: "execution", text }
+            }
+            QueryError::Timeout { .. } => {
+                Self { status: StatusCode::SERVICE_UNAVAILABLE, error_type: "timeout", text }
+            }
+            QueryError::Overloaded { .. } | QueryError::Unavailable(_) => Self::unavailable(text),
+            QueryError::Internal(_) => Self::internal(text),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = serde_json::json!({
+            "status": "error",
+            "errorType": self.error_type,
+            "error": self.text,
+        });
+        let mut response = json_response(self.status, body.to_string());
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        response
+    }
+}
+
+/// What comes with a successful answer.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    pub(crate) warnings: Vec<String>,
+    pub(crate) infos: Vec<String>,
+}
+
+/// A successful answer around `data`, which is JSON already.
+pub(crate) fn success(data: &str, notes: &Notes) -> Response {
+    let mut body = String::with_capacity(data.len() + 64);
+    body.push_str(r#"{"status":"success","data":"#);
+    body.push_str(data);
+    for (key, texts) in [("warnings", &notes.warnings), ("infos", &notes.infos)] {
+        if !texts.is_empty() {
+            body.push_str(&format!(",\"{key}\":"));
+            body.push_str(&to_json(texts));
+        }
+    }
+    body.push('}');
+    json_response(StatusCode::OK, body)
+}
+
+/// A successful answer whose data is any serialisable value.
+pub(crate) fn success_of<T: Serialize>(data: &T, notes: &Notes) -> Response {
+    success(&to_json(data), notes)
+}
+
+fn json_response(status: StatusCode, body: String) -> Response {
+    (status, [(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+fn to_json<T: Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).expect("strings, numbers and maps of them serialise")
+}
+
+/// A query's result as Prometheus writes it: `{"resultType":...,"result":...}`.
+pub(crate) fn write_value(value: &Value) -> String {
+    let mut out = String::new();
+    match value {
+        Value::Scalar { timestamp, value } => {
+            out.push_str(r#"{"resultType":"scalar","result":"#);
+            write_point(&mut out, timestamp.0, *value);
+        }
+        Value::String { timestamp, value } => {
+            out.push_str(r#"{"resultType":"string","result":["#);
+            write_time(&mut out, timestamp.0);
+            out.push(',');
+            out.push_str(&to_json(value));
+            out.push(']');
+        }
+        Value::Vector(samples) => {
+            out.push_str(r#"{"resultType":"vector","result":["#);
+            for (i, sample) in samples.iter().enumerate() {
+                out.push_str(if i == 0 { r#"{"metric":"# } else { r#",{"metric":"# });
+                write_labels(&mut out, &sample.labels);
+                out.push_str(r#","value":"#);
+                write_point(&mut out, sample.timestamp.0, sample.value);
+                out.push('}');
+            }
+            out.push(']');
+        }
+        Value::Matrix(series) => {
+            out.push_str(r#"{"resultType":"matrix","result":["#);
+            for (i, one) in series.iter().enumerate() {
+                out.push_str(if i == 0 { r#"{"metric":"# } else { r#",{"metric":"# });
+                write_labels(&mut out, &one.labels);
+                out.push_str(r#","values":["#);
+                for (j, (timestamp, value)) in one.timestamps.iter().zip(&one.values).enumerate() {
+                    if j > 0 {
+                        out.push(',');
+                    }
+                    write_point(&mut out, *timestamp, *value);
+                }
+                out.push_str("]}");
+            }
+            out.push(']');
+        }
+    }
+    out.push('}');
+    out
+}
+
+fn write_point(out: &mut String, timestamp_ms: i64, value: f64) {
+    out.push('[');
+    write_time(out, timestamp_ms);
+    out.push_str(",\"");
+    out.push_str(&format_value(value));
+    out.push_str("\"]");
+}
+
+/// Seconds with three decimals, or none where the milliseconds are zero.
+fn write_time(out: &mut String, timestamp_ms: i64) {
+    let sign = if timestamp_ms < 0 { "-" } else { "" };
+    let (seconds, ms) = (timestamp_ms.unsigned_abs() / 1000, timestamp_ms.unsigned_abs() % 1000);
+    if ms == 0 {
+        out.push_str(&format!("{sign}{seconds}"));
+    } else {
+        out.push_str(&format!("{sign}{seconds}.{ms:03}"));
+    }
+}
+
+/// `{"name":"value",...}`
+pub(crate) fn write_labels(out: &mut String, labels: &Labels) {
+    out.push('{');
+    for (i, (name, value)) in labels.iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        out.push_str(&to_json(name));
+        out.push(':');
+        out.push_str(&to_json(value));
+    }
+    out.push('}');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use saturn_model::{SeriesColumns, TimestampMs};
+    use saturn_promql::VectorSample;
+
+    #[test]
+    fn results_look_like_prometheus() {
+        let labels = Labels::from_pairs([("__name__", "up"), ("job", "a\"b")]).expect("valid");
+        let vector = Value::Vector(vec![VectorSample {
+            labels: labels.clone(),
+            timestamp: TimestampMs(1_435_781_451_780),
+            value: f64::INFINITY,
+        }]);
+        assert_eq!(
+            write_value(&vector),
+            r#"{"resultType":"vector","result":[{"metric":{"__name__":"up","job":"a\"b"},"value":[1435781451.780,"+Inf"]}]}"#
+        );
+        let matrix = Value::Matrix(vec![SeriesColumns {
+            labels: Labels::empty(),
+            timestamps: vec![-500, 2000],
+            values: vec![1e21, f64::NAN],
+        }]);
+        assert_eq!(
+            write_value(&matrix),
+            r#"{"resultType":"matrix","result":[{"metric":{},"values":[[-0.500,"1e+21"],[2,"NaN"]]}]}"#
+        );
+        let scalar = Value::Scalar { timestamp: TimestampMs(4000), value: 2.0 };
+        assert_eq!(write_value(&scalar), r#"{"resultType":"scalar","result":[4,"2"]}"#);
+        assert_eq!(write_value(&Value::Vector(vec![])), r#"{"resultType":"vector","result":[]}"#);
+    }
+}

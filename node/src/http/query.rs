@@ -1,0 +1,207 @@
+//! The read endpoints of Prometheus's API.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::extract::{RawPathParams, State};
+use axum::response::Response;
+use saturn_model::{Selection, TenantId, TimestampMs};
+use saturn_promql::Value;
+use saturn_query_frontend::{QueryAnswer, QueryRequest, QueryTime};
+use saturn_replication::Completeness;
+
+use super::answer::{ApiError, Notes, success, success_of, write_labels, write_value};
+use super::params::Params;
+use super::tenant::Tenant;
+use super::{App, Serving};
+use crate::clock;
+use crate::read_path::{describe_missing, nothing_answered};
+
+const TRUNCATED: &str = "results truncated due to limit";
+
+fn serving(app: &App) -> Result<&Serving, ApiError> {
+    app.serving.get().ok_or_else(|| ApiError::unavailable("this node does not belong to a cluster yet"))
+}
+
+/// `/api/v1/query`
+pub(crate) async fn instant(
+    State(app): State<Arc<App>>,
+    Tenant(tenant): Tenant,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let time = params.time("time")?.unwrap_or_else(|| TimestampMs(clock::unix_ms()));
+    run(&app, tenant, &params, QueryTime::Instant(time)).await
+}
+
+/// `/api/v1/query_range`
+pub(crate) async fn range(
+    State(app): State<Arc<App>>,
+    Tenant(tenant): Tenant,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let time = QueryTime::Range {
+        start: params.required_time("start")?,
+        end: params.required_time("end")?,
+        step_ms: params.required_duration_ms("step")?,
+    };
+    run(&app, tenant, &params, time).await
+}
+
+async fn run(app: &App, tenant: TenantId, params: &Params, time: QueryTime) -> Result<Response, ApiError> {
+    let limit = params.limit()?;
+    let request = QueryRequest {
+        tenant,
+        text: params.get("query").unwrap_or_default().to_owned(),
+        time,
+        timeout: params.timeout()?,
+        lookback_ms: params.duration_ms("lookback_delta")?,
+    };
+    let QueryAnswer { mut value, mut warnings, infos, missing } =
+        serving(app)?.frontend.query(request).await?;
+    warnings.extend(missing);
+    if limit.is_some_and(|limit| truncate(&mut value, limit)) {
+        warnings.push(TRUNCATED.into());
+    }
+    Ok(success(&write_value(&value), &Notes { warnings, infos }))
+}
+
+/// Cuts a result to `limit` series; whether it had more.
+fn truncate(value: &mut Value, limit: usize) -> bool {
+    match value {
+        Value::Vector(samples) if samples.len() > limit => samples.truncate(limit),
+        Value::Matrix(series) if series.len() > limit => series.truncate(limit),
+        _ => return false,
+    }
+    true
+}
+
+/// What the selections of a label endpoint are when no `match[]` is given.
+enum Unselected {
+    Everything,
+    Refused,
+}
+
+/// The selections of a label endpoint: one per `match[]`.
+fn selections(
+    tenant: &TenantId,
+    params: &Params,
+    unselected: Unselected,
+) -> Result<Vec<Selection>, ApiError> {
+    let start = params.time("start")?.unwrap_or(TimestampMs(0));
+    let end = params.time("end")?.unwrap_or(TimestampMs(i64::MAX));
+    if end < start {
+        return Err(ApiError::parameter("end", "end timestamp must not be before start time"));
+    }
+    let mut selectors = params.selectors()?;
+    if selectors.is_empty() {
+        match unselected {
+            Unselected::Everything => selectors.push(Vec::new()),
+            Unselected::Refused => return Err(ApiError::bad_data("no match[] parameter provided")),
+        }
+    }
+    let selection = |matchers| Selection { tenant: tenant.clone(), matchers, start, end };
+    Ok(selectors.into_iter().map(selection).collect())
+}
+
+/// Collects what several selections find, and what they miss.
+struct Found<T> {
+    items: BTreeSet<T>,
+    warnings: BTreeSet<String>,
+}
+
+impl<T: Ord> Found<T> {
+    fn nothing() -> Self {
+        Self { items: BTreeSet::new(), warnings: BTreeSet::new() }
+    }
+
+    fn add(
+        &mut self,
+        items: impl IntoIterator<Item = T>,
+        completeness: &Completeness,
+        shards: u16,
+    ) -> Result<(), ApiError> {
+        let missing = describe_missing(completeness);
+        if nothing_answered(completeness, shards) {
+            return Err(ApiError::unavailable(missing.join("; ")));
+        }
+        self.items.extend(items);
+        self.warnings.extend(missing);
+        Ok(())
+    }
+
+    fn finish(self, limit: Option<usize>) -> (Vec<T>, Notes) {
+        let mut warnings: Vec<String> = self.warnings.into_iter().collect();
+        let mut items: Vec<T> = self.items.into_iter().collect();
+        if let Some(limit) = limit.filter(|limit| items.len() > *limit) {
+            items.truncate(limit);
+            warnings.push(TRUNCATED.into());
+        }
+        (items, Notes { warnings, infos: Vec::new() })
+    }
+}
+
+/// `/api/v1/series`
+pub(crate) async fn series(
+    State(app): State<Arc<App>>,
+    Tenant(tenant): Tenant,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let selections = selections(&tenant, &params, Unselected::Refused)?;
+    let coordinator = &serving(&app)?.coordinator;
+    let mut found = Found::nothing();
+    for selection in &selections {
+        let answer = coordinator.series(selection).await.map_err(|e| ApiError::unavailable(e.to_string()))?;
+        found.add(answer.value, &answer.completeness, coordinator.shards())?;
+    }
+    let (labels, notes) = found.finish(params.limit()?);
+    let mut data = String::from("[");
+    for (i, labels) in labels.iter().enumerate() {
+        if i > 0 {
+            data.push(',');
+        }
+        write_labels(&mut data, labels);
+    }
+    data.push(']');
+    Ok(success(&data, &notes))
+}
+
+/// `/api/v1/labels`
+pub(crate) async fn labels(
+    State(app): State<Arc<App>>,
+    Tenant(tenant): Tenant,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let selections = selections(&tenant, &params, Unselected::Everything)?;
+    let coordinator = &serving(&app)?.coordinator;
+    let mut found = Found::nothing();
+    for selection in &selections {
+        let answer = coordinator.label_names(selection).await;
+        let answer = answer.map_err(|e| ApiError::unavailable(e.to_string()))?;
+        found.add(answer.value, &answer.completeness, coordinator.shards())?;
+    }
+    let (names, notes) = found.finish(params.limit()?);
+    Ok(success_of(&names, &notes))
+}
+
+/// `/api/v1/label/<name>/values`
+pub(crate) async fn label_values(
+    State(app): State<Arc<App>>,
+    Tenant(tenant): Tenant,
+    path: RawPathParams,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let name = path.iter().find(|(key, _)| *key == "name").map(|(_, value)| value).unwrap_or_default();
+    if name.is_empty() {
+        return Err(ApiError::bad_data(format!("invalid label name: {name:?}")));
+    }
+    let selections = selections(&tenant, &params, Unselected::Everything)?;
+    let coordinator = &serving(&app)?.coordinator;
+    let mut found = Found::nothing();
+    for selection in &selections {
+        let answer = coordinator.label_values(selection, name).await;
+        let answer = answer.map_err(|e| ApiError::unavailable(e.to_string()))?;
+        found.add(answer.value, &answer.completeness, coordinator.shards())?;
+    }
+    let (values, notes) = found.finish(params.limit()?);
+    Ok(success_of(&values, &notes))
+}

@@ -1,0 +1,154 @@
+//! `POST /api/v1/write` and `/api/v1/push`: remote-write 1.0.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use saturn_proto::{WireError, snappy};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::App;
+use super::tenant::Tenant;
+use crate::clock;
+use crate::metrics::WriteOutcome;
+use crate::write_path::{self, PathError, Written};
+
+/// A refusal as senders expect it: plain text.
+struct Refused {
+    status: StatusCode,
+    text: String,
+}
+
+impl Refused {
+    fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into() }
+    }
+}
+
+/// Answers 204 when every sample is durable on a quorum; see the module `write_path`.
+pub(crate) async fn write(
+    State(app): State<Arc<App>>,
+    tenant: Result<Tenant, super::answer::ApiError>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let arrived = Instant::now();
+    let answer = match tenant {
+        Ok(Tenant(tenant)) => handle(&app, tenant, &headers, body).await,
+        Err(e) => {
+            let (status, text) = e.into_plain();
+            Err(Refused { status, text })
+        }
+    };
+    let outcome = match &answer {
+        Ok(written) if written.rejects.series == 0 => WriteOutcome::Stored,
+        Ok(_) => WriteOutcome::PartlyInvalid,
+        Err(refused) if refused.status.is_server_error() => WriteOutcome::Unavailable,
+        Err(_) => WriteOutcome::Invalid,
+    };
+    app.metrics.count_write(outcome, arrived.elapsed());
+    match answer {
+        Ok(written) => {
+            app.metrics.count_samples(&written);
+            if written.rejects.series == 0 {
+                StatusCode::NO_CONTENT.into_response()
+            } else {
+                (StatusCode::BAD_REQUEST, written.rejects.describe()).into_response()
+            }
+        }
+        Err(refused) if refused.status == StatusCode::SERVICE_UNAVAILABLE => {
+            (refused.status, [(RETRY_AFTER, "2")], refused.text + "\n").into_response()
+        }
+        Err(refused) => (refused.status, refused.text + "\n").into_response(),
+    }
+}
+
+async fn handle(
+    app: &App,
+    tenant: saturn_model::TenantId,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Written, Refused> {
+    check_content_type(headers)?;
+    check_content_encoding(headers)?;
+    let Some(serving) = app.serving.get() else {
+        return Err(Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "this node does not belong to a cluster yet",
+        ));
+    };
+
+    let bytes_max = app.limits.write_body_bytes_max;
+    let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let announced: usize = announced.unwrap_or(bytes_max);
+    let too_large = || {
+        let text = format!("the body is over the limit of {bytes_max} bytes (write_body_bytes_max)");
+        Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+    };
+    if announced > bytes_max {
+        return Err(too_large());
+    }
+    let _body_budget = reserve(app, announced)?;
+    let body = axum::body::to_bytes(body, bytes_max).await.map_err(|_| too_large())?;
+    let claimed = snappy::claimed_len(&body, app.limits.write_decoded_bytes_max).map_err(refuse_wire)?;
+    let _decoded_budget = reserve(app, claimed)?;
+
+    let limits = Arc::clone(&app.limits);
+    write_path::write(&serving.coordinator, tenant, body, limits, clock::unix_ms()).await.map_err(|e| match e
+    {
+        PathError::Wire(e) => refuse_wire(e),
+        PathError::Write(e) => Refused::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
+        PathError::Internal(e) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+    })
+}
+
+/// Takes `bytes` off the budget of write requests in memory, or refuses.
+fn reserve(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, Refused> {
+    let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+    let permit = Arc::clone(&app.write_budget).try_acquire_many_owned(kib);
+    permit.map_err(|_| {
+        Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many bytes of write requests are in memory already",
+        )
+    })
+}
+
+fn refuse_wire(error: WireError) -> Refused {
+    let status = match error {
+        WireError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        WireError::Malformed { .. } | WireError::Invalid(_) => StatusCode::BAD_REQUEST,
+    };
+    Refused::new(status, error.to_string())
+}
+
+/// Remote-write 1.0: `application/x-protobuf`, with or without the name of its message.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Refused> {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+    let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
+    let mut parts = text.split(';').map(str::trim);
+    let media_type = parts.next().unwrap_or_default();
+    let known_message = |parameter: &str| parameter == "proto=prometheus.writerequest";
+    if media_type == "application/x-protobuf" && parts.all(known_message) {
+        return Ok(());
+    }
+    let text = format!(
+        "content type {value:?} is not supported: want application/x-protobuf (prometheus.WriteRequest)"
+    );
+    Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
+}
+
+fn check_content_encoding(headers: &HeaderMap) -> Result<(), Refused> {
+    match headers.get(CONTENT_ENCODING) {
+        None => Ok(()),
+        Some(value) if value.as_bytes().eq_ignore_ascii_case(b"snappy") => Ok(()),
+        Some(value) => {
+            let text = format!("content encoding {value:?} is not supported: want snappy (block format)");
+            Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
+        }
+    }
+}

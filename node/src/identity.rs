@@ -1,0 +1,137 @@
+//! Who this data directory belongs to.
+//!
+//! `node.json` is written when the directory is first used and never changes: node id and generation (a
+//! UUID that says "this very disk"). `placement.json` holds the cluster's placement as last adopted. Both are
+//! replaced atomically: temporary file, fsync, rename, fsync of the directory.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use saturn_ring::{Generation, NodeId, Placement};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Version of the data directory's layout.
+const FORMAT: u32 = 1;
+
+/// The contents of `node.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct NodeFile {
+    format: u32,
+    node_id: String,
+    generation: Uuid,
+}
+
+/// An opened data directory.
+#[derive(Clone, Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    pub(crate) generation: Generation,
+}
+
+impl DataDir {
+    /// Opens `path` for the node `id`; a new directory is given a generation.
+    pub(crate) fn open(path: &Path, id: &NodeId) -> anyhow::Result<Self> {
+        fs::create_dir_all(path)
+            .with_context(|| format!("cannot create the data directory {}", path.display()))?;
+        let file = path.join("node.json");
+        let node = if file.exists() {
+            read_node_file(&file)?
+        } else {
+            let node = NodeFile { format: FORMAT, node_id: id.to_string(), generation: Uuid::new_v4() };
+            replace_file(&file, &serde_json::to_vec_pretty(&node)?)?;
+            node
+        };
+        if node.node_id != id.as_str() {
+            bail!(
+                "the data directory {} belongs to node {:?}, but this node is called {:?}: \
+                 start it with --node.id={} or give it another --data-dir",
+                path.display(),
+                node.node_id,
+                id.as_str(),
+                node.node_id
+            );
+        }
+        Ok(Self { path: path.to_owned(), generation: Generation(node.generation) })
+    }
+
+    /// Where the storage engine keeps its files.
+    pub(crate) fn storage_path(&self) -> PathBuf {
+        self.path.join("storage")
+    }
+
+    /// The placement adopted last, if the node belongs to a cluster.
+    pub(crate) fn load_placement(&self) -> anyhow::Result<Option<Placement>> {
+        let file = self.path.join("placement.json");
+        let bytes = match fs::read(&file) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
+        };
+        let placement: Placement =
+            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", file.display()))?;
+        placement.validate().with_context(|| format!("{} is damaged", file.display()))?;
+        Ok(Some(placement))
+    }
+
+    /// Makes `placement` durable.
+    pub(crate) fn save_placement(&self, placement: &Placement) -> anyhow::Result<()> {
+        replace_file(&self.path.join("placement.json"), &serde_json::to_vec_pretty(placement)?)
+    }
+}
+
+fn read_node_file(file: &Path) -> anyhow::Result<NodeFile> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let node: NodeFile =
+        serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", file.display()))?;
+    if node.format != FORMAT {
+        bail!(
+            "{} has format {}, but this version of saturn knows only format {FORMAT}",
+            file.display(),
+            node.format
+        );
+    }
+    Ok(node)
+}
+
+/// Replaces `file` so that after a power cut it holds the old or the new bytes, whole.
+fn replace_file(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let dir = file.parent().context("a file of the data directory has a parent")?;
+    let write = || -> std::io::Result<()> {
+        let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
+        temporary.write_all(bytes)?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(file).map_err(|e| e.error)?;
+        fs::File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_keeps_its_generation_and_its_owner() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let id = NodeId::new("n1").expect("valid");
+        let first = DataDir::open(dir.path(), &id).expect("opens");
+        let again = DataDir::open(dir.path(), &id).expect("opens again");
+        assert_eq!(first.generation, again.generation);
+        let other = DataDir::open(dir.path(), &NodeId::new("n2").expect("valid")).expect_err("refused");
+        assert!(other.to_string().contains("belongs to node \"n1\""), "{other}");
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let id = NodeId::new("n1").expect("valid");
+        let data = DataDir::open(dir.path(), &id).expect("opens");
+        assert!(data.load_placement().expect("nothing there").is_none());
+        fs::write(dir.path().join("placement.json"), b"{").expect("writes");
+        let error = data.load_placement().expect_err("damaged");
+        assert!(format!("{error:#}").contains("placement.json is damaged"), "{error:#}");
+    }
+}

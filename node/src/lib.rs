@@ -1,1 +1,0 @@
-//! The server binary: configuration, listeners, wiring.

@@ -1,0 +1,84 @@
+//! `saturn`: the server. Every node has every role.
+//!
+//! * [`write_path`] and [`read_path`]: a sample in, a query out.
+//! * [`server`]: a node's life; [`cluster`]: how it comes to belong to a cluster; [`gossip`], [`grpc`],
+//!   [`http`]: its listeners.
+//! * [`replica`]: this node as one of three; [`peers`]: the others.
+//! * [`demo`]: a whole cluster on this machine.
+
+mod clock;
+mod cluster;
+mod config;
+mod demo;
+mod exposition;
+mod gossip;
+mod grpc;
+mod http;
+mod identity;
+mod logging;
+mod metrics;
+mod peers;
+mod read_path;
+mod replica;
+mod ring_status;
+mod rpc_auth;
+mod server;
+mod wire;
+mod write_path;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, ConfigError};
+
+/// Exit code of a wrong command line or configuration, as usual in Unix tools.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let command = config::command().subcommand(demo::command());
+    let matches = command.get_matches();
+    let runtime = tokio::runtime::Runtime::new().expect("the system gives threads to a new process");
+    if let Some(("demo", matches)) = matches.subcommand() {
+        return report(runtime.block_on(demo::run(demo::Options::from_matches(matches))));
+    }
+    let config = match Config::from_matches(&matches, &|name| std::env::var(name).ok()) {
+        Ok(config) => config,
+        Err(ConfigError::Usage(usage)) => usage.exit(),
+        Err(e) => {
+            complain(&anyhow::Error::new(e));
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    report(runtime.block_on(async {
+        logging::start(&config.log_level, config.log_format)?;
+        demo::die_with_parent_if_child();
+        server::serve(config, stop_signal()).await
+    }))
+}
+
+/// Resolves at SIGINT or SIGTERM.
+async fn stop_signal() {
+    let wait = |kind| signal(kind).expect("signal handlers can be installed at start");
+    let (mut interrupt, mut terminate) = (wait(SignalKind::interrupt()), wait(SignalKind::terminate()));
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+fn report(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            complain(&e);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The last words of a process that could not do its work.
+fn complain(error: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr(), "saturn: {error:#}");
+}

@@ -1,0 +1,107 @@
+//! What the node counts about itself: requests, members, and the process.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::write_path::Written;
+
+/// How a write request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum WriteOutcome {
+    Stored,
+    PartlyInvalid,
+    Invalid,
+    Unavailable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: WriteOutcome,
+}
+
+/// Counters of the HTTP listener.
+pub(crate) struct HttpMetrics {
+    writes: Family<OutcomeLabel, Counter>,
+    written_samples: Counter,
+    rejected_samples: Counter,
+    ignored_entries: Counter,
+    write_duration_seconds: Histogram,
+}
+
+impl HttpMetrics {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            writes: Family::default(),
+            written_samples: Counter::default(),
+            rejected_samples: Counter::default(),
+            ignored_entries: Counter::default(),
+            write_duration_seconds: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
+        };
+        let registry = registry.sub_registry_with_prefix("saturn_node");
+        registry.register("write_requests", "Write requests by how they ended", metrics.writes.clone());
+        let samples = metrics.written_samples.clone();
+        registry.register("written_samples", "Samples acknowledged", samples);
+        let samples = metrics.rejected_samples.clone();
+        registry.register("rejected_samples", "Samples refused as invalid", samples);
+        let entries = metrics.ignored_entries.clone();
+        registry.register("ignored_entries", "Exemplars and metadata accepted and not kept", entries);
+        registry.register_with_unit(
+            "write_duration",
+            "Time from a write request's headers to its answer",
+            Unit::Seconds,
+            metrics.write_duration_seconds.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn count_write(&self, outcome: WriteOutcome, took: std::time::Duration) {
+        self.writes.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.write_duration_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn count_samples(&self, written: &Written) {
+        self.written_samples.inc_by(written.samples as u64);
+        self.rejected_samples.inc_by(written.rejects.samples as u64);
+        self.ignored_entries.inc_by(written.ignored as u64);
+    }
+}
+
+/// The standard metrics of a process, read from /proc when scraped.
+#[derive(Debug)]
+pub(crate) struct ProcessMetrics;
+
+impl Collector for ProcessMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Ok(process) = procfs::process::Process::myself() else { return Ok(()) };
+        let Ok(stat) = process.stat() else { return Ok(()) };
+        let ticks = procfs::ticks_per_second() as f64;
+        let cpu = ConstCounter::new((stat.utime + stat.stime) as f64 / ticks);
+        let descriptor = encoder.encode_descriptor(
+            "process_cpu",
+            "User and system CPU time",
+            Some(&Unit::Seconds),
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
+        cpu.encode(descriptor)?;
+        let resident = stat.rss.saturating_mul(procfs::page_size());
+        encode_gauge(&mut encoder, "process_resident_memory_bytes", "Resident memory", resident)?;
+        let descriptors = process.fd_count().unwrap_or_default() as u64;
+        encode_gauge(&mut encoder, "process_open_fds", "Open file descriptors", descriptors)
+    }
+}
+
+fn encode_gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> Result<(), std::fmt::Error> {
+    let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    let kind = prometheus_client::metrics::MetricType::Gauge;
+    gauge.encode(encoder.encode_descriptor(name, help, None, kind)?)
+}

@@ -1,0 +1,121 @@
+//! This node as one of a shard's replicas: fencing, then the storage engine.
+//!
+//! Local requests and those of other nodes come through here alike, so that both obey the same rule: a
+//! request that carries another epoch than the one this replica holds is refused, never served.
+
+use std::sync::Arc;
+
+use saturn_model::{SeriesColumns, ShardId};
+use saturn_replication::{
+    AppendRequest, BatchReply, LabelsAnswer, LabelsQuestion, LabelsRequest, PlacementHandle, SelectRequest,
+    ShardRefusal, ShardReply,
+};
+use saturn_ring::{Epoch, Fence, NodeId};
+use saturn_storage::{Engine, StorageError};
+
+/// The replica side of this node.
+#[derive(Clone)]
+pub(crate) struct Replica {
+    pub(crate) id: NodeId,
+    pub(crate) engine: Engine,
+    pub(crate) placement: Arc<PlacementHandle>,
+}
+
+impl Replica {
+    fn check(&self, shard: ShardId, epoch: Epoch) -> Result<(), ShardRefusal> {
+        let placement = self.placement.load();
+        match saturn_ring::fence(placement.record(shard), &self.id, epoch) {
+            Fence::Current => Ok(()),
+            Fence::Stale(record) => Err(ShardRefusal::Stale(record)),
+            Fence::Behind => Err(ShardRefusal::Behind),
+            Fence::NotOwner => Err(ShardRefusal::NotOwner),
+        }
+    }
+
+    /// Stores the batches whose epoch is current; answers when they are durable.
+    pub(crate) async fn append(&self, request: AppendRequest) -> Vec<BatchReply> {
+        let mut replies = Vec::with_capacity(request.batches.len());
+        let mut admitted = Vec::with_capacity(request.batches.len());
+        for fenced in request.batches {
+            match self.check(fenced.batch.shard, fenced.epoch) {
+                Ok(()) => {
+                    replies.push(None);
+                    admitted.push(fenced.batch);
+                }
+                Err(refusal) => replies.push(Some(refusal.into())),
+            }
+        }
+        let stored = self.engine.append(admitted).await;
+        let mut outcomes = match stored {
+            Ok(outcomes) => Ok(outcomes.into_iter()),
+            Err(e) => Err(e.to_string()),
+        };
+        let stored_reply = || match &mut outcomes {
+            Ok(outcomes) => {
+                let outcome = outcomes.next().expect("the engine answers each batch");
+                BatchReply::Stored { unknown: outcome.unknown }
+            }
+            Err(text) => BatchReply::Failed(text.clone()),
+        };
+        let mut stored_reply = stored_reply;
+        replies.into_iter().map(|reply| reply.unwrap_or_else(&mut stored_reply)).collect()
+    }
+
+    /// Reads whole shards. Blocking work: runs off the async threads.
+    pub(crate) async fn select(&self, request: SelectRequest) -> Vec<ShardReply<Vec<SeriesColumns>>> {
+        let replica = self.clone();
+        let shards = request.shards.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let select = |(shard, epoch): &(ShardId, Epoch)| ShardReply {
+                shard: *shard,
+                result: replica.check(*shard, *epoch).and_then(|()| {
+                    let engine = &replica.engine;
+                    engine.select(*shard, &request.selection, request.series_max).map_err(refusal_of)
+                }),
+            };
+            request.shards.iter().map(select).collect()
+        });
+        read.await.unwrap_or_else(|e| all_failed(&shards, &e))
+    }
+
+    /// Reads label names, values or sets of whole shards, off the async threads.
+    pub(crate) async fn labels(&self, request: LabelsRequest) -> Vec<ShardReply<LabelsAnswer>> {
+        let replica = self.clone();
+        let shards = request.shards.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let answer = |(shard, epoch): &(ShardId, Epoch)| ShardReply {
+                shard: *shard,
+                result: replica
+                    .check(*shard, *epoch)
+                    .and_then(|()| replica.labels_of_shard(*shard, &request).map_err(refusal_of)),
+            };
+            request.shards.iter().map(answer).collect()
+        });
+        read.await.unwrap_or_else(|e| all_failed(&shards, &e))
+    }
+
+    fn labels_of_shard(&self, shard: ShardId, request: &LabelsRequest) -> Result<LabelsAnswer, StorageError> {
+        let (engine, selection) = (&self.engine, &request.selection);
+        Ok(match &request.question {
+            LabelsQuestion::Names => {
+                LabelsAnswer::Texts(engine.label_names(shard, selection)?.into_iter().collect())
+            }
+            LabelsQuestion::ValuesOf(name) => {
+                LabelsAnswer::Texts(engine.label_values(shard, selection, name)?.into_iter().collect())
+            }
+            LabelsQuestion::Series => LabelsAnswer::Series(engine.series(shard, selection)?),
+        })
+    }
+}
+
+fn refusal_of(error: StorageError) -> ShardRefusal {
+    match error {
+        StorageError::TooManySeries { .. } => ShardRefusal::TooManySeries(error.to_string()),
+        other => ShardRefusal::Failed(other.to_string()),
+    }
+}
+
+fn all_failed<T>(shards: &[(ShardId, Epoch)], error: &tokio::task::JoinError) -> Vec<ShardReply<T>> {
+    let refusal = ShardRefusal::Failed(format!("read task failed: {error}"));
+    shards.iter().map(|(shard, _)| ShardReply { shard: *shard, result: Err(refusal.clone()) }).collect()
+}

@@ -1,0 +1,303 @@
+//! A node's life: bind, open, join, serve, drain, close.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use saturn_model::Limits;
+use saturn_proto::peer::peer_server::PeerServer;
+use saturn_query_frontend::{Frontend, Settings as FrontendSettings};
+use saturn_replication::{Coordinator, PlacementHandle, Settings as ReplicationSettings};
+use saturn_ring::{KeyRing, Member, Membership, MembershipConfig, NodeId, Zone};
+use saturn_storage::{Engine, EngineOptions};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::cluster::{self, Joining};
+use crate::config::Config;
+use crate::gossip::{self, Command, View};
+use crate::grpc::PeerService;
+use crate::http::{App, Serving};
+use crate::identity::DataDir;
+use crate::metrics::{HttpMetrics, ProcessMetrics};
+use crate::peers::{self, Connections, NodePeers};
+use crate::read_path::QuorumSource;
+use crate::replica::Replica;
+use crate::ring_status::RingStatus;
+use crate::rpc_auth::Token;
+use crate::{clock, http};
+
+/// How long requests in flight may take when the node stops.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Secret of clusters without one. It protects nothing, which is why such nodes listen on loopback only.
+const LOOPBACK_SECRET: &[u8] = b"saturn: loopback only, no secret";
+
+/// The sockets of a node, bound before anything else happens.
+struct Listeners {
+    http: TcpListener,
+    grpc: TcpListener,
+    gossip: UdpSocket,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let in_use = |flag: &str, address| format!("cannot listen on {address} (--{flag})");
+        Ok(Self {
+            http: TcpListener::bind(config.http_listen)
+                .await
+                .with_context(|| in_use("http.listen", config.http_listen))?,
+            grpc: TcpListener::bind(config.grpc_listen)
+                .await
+                .with_context(|| in_use("grpc.listen", config.grpc_listen))?,
+            gossip: UdpSocket::bind(config.gossip_listen)
+                .await
+                .with_context(|| in_use("gossip.listen", config.gossip_listen))?,
+        })
+    }
+}
+
+/// Everything that lives as long as the node does.
+struct Node {
+    me: Member,
+    data: DataDir,
+    engine: Engine,
+    registry: Arc<Mutex<Registry>>,
+    limits: Arc<Limits>,
+    view: watch::Receiver<View>,
+    gossip: mpsc::Sender<Command>,
+    token: Token,
+    /// Filled once the node belongs to a cluster.
+    placement: Arc<OnceLock<Arc<PlacementHandle>>>,
+    replica: Arc<OnceLock<Replica>>,
+    serving: Arc<OnceLock<Serving>>,
+    started: Instant,
+}
+
+/// Runs a node until `stop` resolves or a part of it fails.
+pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let listeners = Listeners::bind(&config).await?;
+    let me_without_generation = (NodeId::new(&config.node_id)?, Zone::new(&config.zone)?);
+    let data = DataDir::open(&config.data_dir, &me_without_generation.0)?;
+    let me = Member {
+        id: me_without_generation.0,
+        generation: data.generation,
+        zone: me_without_generation.1,
+        gossip_addr: listeners.gossip.local_addr()?,
+        grpc_addr: listeners.grpc.local_addr()?,
+        http_addr: listeners.http.local_addr()?,
+    };
+    tracing::info!(
+        node = %me.id, zone = %me.zone, http = %me.http_addr, grpc = %me.grpc_addr, gossip = %me.gossip_addr,
+        data = %config.data_dir.display(), "starting"
+    );
+    let registry = Arc::new(Mutex::new(Registry::default()));
+    let engine = open_engine(&data.storage_path(), &registry).await?;
+    let (gossip_commands, gossip_inbox) = mpsc::channel(16);
+    let (view_sender, view) = watch::channel(View::default());
+    let (waiting_for, waiting) = watch::channel("starting".to_owned());
+    let secret = config.secret.as_ref().map_or(LOOPBACK_SECRET, |secret| secret.expose());
+    let node = Node {
+        me,
+        data,
+        engine,
+        registry,
+        limits: Arc::new(Limits::default()),
+        view,
+        gossip: gossip_commands,
+        token: Token::derive(secret),
+        placement: Arc::default(),
+        replica: Arc::default(),
+        serving: Arc::default(),
+        started: Instant::now(),
+    };
+    let app = Arc::new(node.app(&config, waiting));
+    let membership = node.membership(&config, KeyRing::new(&[secret])?).await?;
+
+    let (draining, drained) = watch::channel(false);
+    let gossip = gossip::run(membership, listeners.gossip, node.started, gossip_inbox, view_sender);
+    let mut gossip = tokio::spawn(gossip);
+    let mut grpc = tokio::spawn(node.grpc(listeners.grpc, until_true(drained.clone())));
+    let router = http::router(app);
+    let http = axum::serve(listeners.http, router).with_graceful_shutdown(until_true(drained));
+    let mut http = tokio::spawn(http.into_future());
+    let joining = node.joining(&config, waiting_for);
+
+    let outcome = tokio::select! {
+        () = stop => Ok(()),
+        ended = &mut gossip => Err(flatten(ended).err().unwrap_or_else(|| anyhow::anyhow!("gossip ended"))),
+        ended = &mut grpc => Err(flatten(ended).err().unwrap_or_else(|| anyhow::anyhow!("the RPC server ended"))),
+        ended = &mut http => {
+            let ended = ended.context("the HTTP server panicked")?;
+            Err(ended.err().map_or_else(|| anyhow::anyhow!("the HTTP server ended"), anyhow::Error::new))
+        }
+        failed = node.join_and_watch(joining) => Err(failed),
+    };
+    tracing::info!("stopping");
+    draining.send_replace(true);
+    let _ = node.gossip.send(Command::Leave).await;
+    let drain = async {
+        let _ = http.await;
+        let _ = grpc.await;
+        let _ = gossip.await;
+    };
+    if tokio::time::timeout(DRAIN_MAX, drain).await.is_err() {
+        tracing::info!("requests in flight were cut off");
+    }
+    let engine = node.engine.clone();
+    let closed = tokio::task::spawn_blocking(move || engine.close()).await.context("closing the storage")?;
+    outcome?;
+    closed.context("cannot close the storage")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn open_engine(path: &Path, registry: &Arc<Mutex<Registry>>) -> anyhow::Result<Engine> {
+    let options = EngineOptions::new(path.to_owned());
+    let registry = Arc::clone(registry);
+    let open = tokio::task::spawn_blocking(move || Engine::open(options, &mut registry.lock()));
+    open.await.context("opening the storage")?.context("cannot open the storage")
+}
+
+fn flatten(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
+    ended.context("a background task panicked")?
+}
+
+async fn until_true(mut flag: watch::Receiver<bool>) {
+    // An error means that the sender is gone, and with it the node.
+    let _ = flag.wait_for(|set| *set).await;
+}
+
+impl Node {
+    fn app(&self, config: &Config, waiting_for: watch::Receiver<String>) -> App {
+        let ring = RingStatus {
+            view: self.view.clone(),
+            placement: Arc::clone(&self.placement),
+            started: jiff::Timestamp::now(),
+            wanted_replication_factor: config.replication_factor,
+            wanted_shards: config.shards,
+        };
+        let mut registry = self.registry.lock();
+        registry.register_collector(Box::new(ring.clone()));
+        registry.register_collector(Box::new(ProcessMetrics));
+        App {
+            serving: Arc::clone(&self.serving),
+            ring,
+            limits: Arc::clone(&self.limits),
+            default_tenant: config.default_tenant.clone(),
+            registry: Arc::clone(&self.registry),
+            metrics: HttpMetrics::new(&mut registry),
+            write_budget: App::write_budget(),
+            engine: self.engine.clone(),
+            node_id: self.me.id.clone(),
+            zone: self.me.zone.clone(),
+            waiting_for,
+        }
+    }
+
+    async fn membership(&self, config: &Config, keys: KeyRing) -> anyhow::Result<Membership> {
+        let mut boot_nonce = [0; saturn_ring::BOOT_NONCE_BYTES];
+        let mut seed = [0; 8];
+        getrandom::fill(&mut boot_nonce).context("cannot draw random bytes")?;
+        getrandom::fill(&mut seed).context("cannot draw random bytes")?;
+        let placement = self.data.load_placement()?;
+        let config = MembershipConfig {
+            me: self.me.clone(),
+            boot: u64::try_from(clock::unix_ms()).unwrap_or_default(),
+            keys,
+            seeds: cluster::resolve(&config.join).await,
+            boot_nonce,
+            rng_seed: u64::from_le_bytes(seed),
+            cluster: placement.as_ref().map(|p| p.cluster),
+            placement_version: placement.as_ref().map_or(0, |p| p.version),
+        };
+        Ok(Membership::new(config, self.started.elapsed()))
+    }
+
+    fn grpc(
+        &self,
+        listener: TcpListener,
+        drained: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        let service =
+            PeerService { replica: Arc::clone(&self.replica), placement: Arc::clone(&self.placement) };
+        let service = PeerServer::new(service)
+            .max_decoding_message_size(peers::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(peers::MESSAGE_BYTES_MAX);
+        let token = self.token.clone();
+        let check = move |request| token.check(request);
+        let service = tonic::service::interceptor::InterceptedService::new(service, check);
+        let server = tonic::transport::Server::builder()
+            .initial_stream_window_size(peers::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(peers::CONNECTION_WINDOW_BYTES)
+            .http2_keepalive_interval(Some(peers::KEEP_ALIVE_EVERY))
+            .http2_keepalive_timeout(Some(peers::KEEP_ALIVE_TIMEOUT))
+            .add_service(service)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), drained);
+        async move { server.await.context("the RPC server failed") }
+    }
+
+    fn joining(&self, config: &Config, waiting_for: watch::Sender<String>) -> Joining {
+        Joining {
+            me: self.me.clone(),
+            data: self.data.clone(),
+            join: config.join.clone(),
+            replication_factor: config.replication_factor,
+            shards: config.shards,
+            started: self.started,
+            view: self.view.clone(),
+            gossip: self.gossip.clone(),
+            connections: Connections::new(self.token.clone()),
+            waiting_for,
+        }
+    }
+
+    /// Joins the cluster, opens the doors, and watches; returns only why the node must stop.
+    async fn join_and_watch(&self, joining: Joining) -> anyhow::Error {
+        let watched = async {
+            let placement = cluster::establish(&joining).await?;
+            self.open_doors(&placement);
+            tracing::info!(
+                cluster = %placement.load().cluster,
+                shards_owned = placement.load().slots_of(&self.me.id),
+                ready_after_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "ready"
+            );
+            cluster::watch_for_strangers(placement, self.me.clone(), self.started, self.view.clone()).await
+        };
+        match watched.await {
+            Ok(()) => std::future::pending().await,
+            Err(e) => e,
+        }
+    }
+
+    /// Starts to serve under `placement`.
+    fn open_doors(&self, placement: &Arc<PlacementHandle>) {
+        let replica =
+            Replica { id: self.me.id.clone(), engine: self.engine.clone(), placement: Arc::clone(placement) };
+        let peers = Arc::new(NodePeers {
+            replica: replica.clone(),
+            cluster: placement.load().cluster,
+            view: self.view.clone(),
+            connections: Connections::new(self.token.clone()),
+        });
+        let mut registry = self.registry.lock();
+        let coordinator = Arc::new(Coordinator::new(
+            peers,
+            self.me.id.clone(),
+            Arc::clone(placement),
+            ReplicationSettings::default(),
+            &mut registry,
+        ));
+        let source = Arc::new(QuorumSource { coordinator: Arc::clone(&coordinator) });
+        let limits = (*self.limits).clone();
+        let frontend = Frontend::new(source, FrontendSettings::default(), limits, &mut registry);
+        // Each cell is filled here only, and once.
+        let _ = self.placement.set(Arc::clone(placement));
+        let _ = self.replica.set(replica);
+        let _ = self.serving.set(Serving { coordinator, frontend });
+    }
+}

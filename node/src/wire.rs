@@ -1,0 +1,292 @@
+//! The replication layer's requests and answers to and from the messages of the internal service.
+//!
+//! What another node answers is checked here: an answer that does not fit its request is an error of
+//! that peer, and the quorum goes on without it.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use saturn_model::{SeriesColumns, ShardId};
+use saturn_proto::{WireError, convert, peer};
+use saturn_replication::{
+    AppendRequest, BatchReply, FencedBatch, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError,
+    SelectRequest, ShardRefusal, ShardReply,
+};
+use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
+use tonic::{Code, Status};
+
+/// A call that failed, in the replication layer's terms.
+pub(crate) fn peer_error(status: &Status) -> PeerError {
+    let text = format!("{:?}: {}", status.code(), status.message());
+    match status.code() {
+        Code::DeadlineExceeded | Code::Cancelled => PeerError::Timeout,
+        Code::ResourceExhausted => PeerError::Overloaded(text),
+        Code::Unavailable => PeerError::Unreachable(text),
+        _ => PeerError::Failed(text),
+    }
+}
+
+fn broken(error: &WireError) -> PeerError {
+    PeerError::Failed(format!("the answer does not make sense: {error}"))
+}
+
+fn misfit(what: &str) -> PeerError {
+    PeerError::Failed(format!("the answer does not fit the request: {what}"))
+}
+
+/// A placement as it travels and as it is stored: JSON.
+pub(crate) fn placement_to_bytes(placement: &Placement) -> Bytes {
+    serde_json::to_vec(placement).expect("a placement is made of strings and numbers").into()
+}
+
+/// Checks a placement that came from another node.
+pub(crate) fn placement_from_bytes(bytes: &[u8]) -> Result<Placement, WireError> {
+    let invalid = |e: String| WireError::Invalid(format!("placement: {e}"));
+    let placement: Placement = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
+    placement.validate().map_err(|e| invalid(e.to_string()))?;
+    Ok(placement)
+}
+
+pub(crate) fn append_request(cluster: Bytes, request: &AppendRequest) -> peer::AppendRequest {
+    let batch = |fenced: &FencedBatch| convert::batch_to_message(&fenced.batch, fenced.epoch.0);
+    peer::AppendRequest { cluster, batches: request.batches.iter().map(batch).collect() }
+}
+
+pub(crate) fn append_request_from(message: &peer::AppendRequest) -> Result<AppendRequest, WireError> {
+    let fenced = |batch: &peer::AppendBatch| {
+        let epoch = Epoch(batch.epoch);
+        Ok(FencedBatch { epoch, batch: convert::batch_from_message(batch)?.into() })
+    };
+    Ok(AppendRequest { batches: message.batches.iter().map(fenced).collect::<Result<_, WireError>>()? })
+}
+
+pub(crate) fn append_reply_message(replies: Vec<BatchReply>) -> peer::AppendReply {
+    let refused = |refusal| peer::BatchReply { unknown: Vec::new(), refusal: Some(refusal_message(refusal)) };
+    let message = |reply| match reply {
+        BatchReply::Stored { unknown } => peer::BatchReply { unknown, refusal: None },
+        BatchReply::Stale(record) => refused(ShardRefusal::Stale(record)),
+        BatchReply::Behind => refused(ShardRefusal::Behind),
+        BatchReply::NotOwner => refused(ShardRefusal::NotOwner),
+        BatchReply::Failed(text) => refused(ShardRefusal::Failed(text)),
+    };
+    peer::AppendReply { batches: replies.into_iter().map(message).collect() }
+}
+
+pub(crate) fn append_reply(
+    request: &AppendRequest,
+    message: peer::AppendReply,
+) -> Result<Vec<BatchReply>, PeerError> {
+    if message.batches.len() != request.batches.len() {
+        return Err(misfit("another number of batches"));
+    }
+    let reply = |(reply, fenced): (peer::BatchReply, &FencedBatch)| match reply.refusal {
+        Some(refusal) => Ok(refusal_from(refusal)?.into()),
+        None => {
+            let series = fenced.batch.series_count();
+            if reply.unknown.iter().any(|index| *index as usize >= series) {
+                return Err(misfit("unknown series that were not sent"));
+            }
+            Ok(BatchReply::Stored { unknown: reply.unknown })
+        }
+    };
+    message.batches.into_iter().zip(&request.batches).map(reply).collect()
+}
+
+fn refusal_message(refusal: ShardRefusal) -> peer::Refusal {
+    use peer::refusal::Kind;
+    let (kind, record, text) = match refusal {
+        ShardRefusal::Stale(record) => (Kind::StaleEpoch, Some(record), String::new()),
+        ShardRefusal::Behind => (Kind::Behind, None, String::new()),
+        ShardRefusal::NotOwner => (Kind::NotOwner, None, String::new()),
+        ShardRefusal::Failed(text) => (Kind::Failed, None, text),
+        ShardRefusal::TooManySeries(text) => (Kind::TooManySeries, None, text),
+    };
+    let record = record.map(|record| peer::ShardRecord {
+        epoch: record.epoch.0,
+        slots: record.slots.iter().map(NodeId::to_string).collect(),
+    });
+    peer::Refusal { kind: kind.into(), record, text }
+}
+
+fn refusal_from(refusal: peer::Refusal) -> Result<ShardRefusal, PeerError> {
+    use peer::refusal::Kind;
+    Ok(match refusal.kind() {
+        Kind::StaleEpoch => {
+            let record = refusal.record.ok_or_else(|| misfit("stale epoch without a record"))?;
+            let slots = record.slots.iter().map(|id| NodeId::new(id));
+            let slots = slots.collect::<Result<_, _>>().map_err(|e| misfit(&e.to_string()))?;
+            ShardRefusal::Stale(ShardRecord { epoch: Epoch(record.epoch), slots })
+        }
+        Kind::Behind => ShardRefusal::Behind,
+        Kind::NotOwner => ShardRefusal::NotOwner,
+        Kind::TooManySeries => ShardRefusal::TooManySeries(refusal.text),
+        Kind::Failed | Kind::Unspecified => ShardRefusal::Failed(refusal.text),
+    })
+}
+
+fn shards_message(shards: &[(ShardId, Epoch)]) -> Vec<peer::ShardEpoch> {
+    let message =
+        |(shard, epoch): &(ShardId, Epoch)| peer::ShardEpoch { shard: u32::from(shard.0), epoch: epoch.0 };
+    shards.iter().map(message).collect()
+}
+
+fn shards_from(message: &[peer::ShardEpoch]) -> Result<Vec<(ShardId, Epoch)>, WireError> {
+    message.iter().map(|s| Ok((convert::shard_from_number(s.shard)?, Epoch(s.epoch)))).collect()
+}
+
+fn selection_from(message: Option<&peer::Selection>) -> Result<saturn_model::Selection, WireError> {
+    let message = message.ok_or_else(|| WireError::Invalid("a request without a selection".into()))?;
+    convert::selection_from_message(message)
+}
+
+pub(crate) fn select_request(cluster: Bytes, request: &SelectRequest) -> peer::SelectRequest {
+    peer::SelectRequest {
+        cluster,
+        selection: Some(convert::selection_to_message(&request.selection)),
+        shards: shards_message(&request.shards),
+        series_max: request.series_max as u64,
+    }
+}
+
+pub(crate) fn select_request_from(message: &peer::SelectRequest) -> Result<SelectRequest, WireError> {
+    Ok(SelectRequest {
+        selection: selection_from(message.selection.as_ref())?,
+        shards: shards_from(&message.shards)?,
+        series_max: usize::try_from(message.series_max).unwrap_or(usize::MAX),
+    })
+}
+
+/// One shard's answer, cut into frames of about `frame_bytes`.
+pub(crate) fn select_frames(
+    reply: ShardReply<Vec<SeriesColumns>>,
+    frame_bytes: usize,
+) -> Vec<peer::SelectFrame> {
+    let shard = u32::from(reply.shard.0);
+    let empty = || peer::SelectFrame { shard, series: Vec::new(), done: false, refusal: None };
+    let series = match reply.result {
+        Ok(series) => series,
+        Err(refusal) => {
+            return vec![peer::SelectFrame {
+                refusal: Some(refusal_message(refusal)),
+                done: true,
+                ..empty()
+            }];
+        }
+    };
+    let mut frames = vec![empty()];
+    let mut bytes = 0;
+    for one in series {
+        if bytes >= frame_bytes {
+            frames.push(empty());
+            bytes = 0;
+        }
+        let message = convert::series_to_message(&one);
+        bytes += message.labels.len() + message.timestamps.len() + message.values.len();
+        frames.last_mut().expect("never empty").series.push(message);
+    }
+    frames.last_mut().expect("never empty").done = true;
+    frames
+}
+
+/// Puts the frames of an answer together; a shard counts once its last frame has come.
+pub(crate) struct SelectCollector {
+    series_max: usize,
+    shards: HashMap<ShardId, (ShardReply<Vec<SeriesColumns>>, bool)>,
+}
+
+impl SelectCollector {
+    pub(crate) fn new(request: &SelectRequest) -> Self {
+        let open = |(shard, _): &(ShardId, Epoch)| {
+            (*shard, (ShardReply { shard: *shard, result: Ok(Vec::new()) }, false))
+        };
+        Self { series_max: request.series_max, shards: request.shards.iter().map(open).collect() }
+    }
+
+    pub(crate) fn add(&mut self, frame: peer::SelectFrame) -> Result<(), PeerError> {
+        let shard = convert::shard_from_number(frame.shard).map_err(|e| broken(&e))?;
+        let (reply, done) =
+            self.shards.get_mut(&shard).ok_or_else(|| misfit("a shard that was not asked for"))?;
+        if *done {
+            return Err(misfit("frames after a shard's last"));
+        }
+        if let Some(refusal) = frame.refusal {
+            reply.result = Err(refusal_from(refusal)?);
+        } else if let Ok(series) = &mut reply.result {
+            for message in &frame.series {
+                series.push(convert::series_from_message(message).map_err(|e| broken(&e))?);
+            }
+            if series.len() > self.series_max {
+                return Err(misfit("more series than asked for"));
+            }
+        }
+        *done = frame.done;
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> Result<Vec<ShardReply<Vec<SeriesColumns>>>, PeerError> {
+        if self.shards.values().any(|(_, done)| !done) {
+            return Err(misfit("the stream ended before its last frame"));
+        }
+        Ok(self.shards.into_values().map(|(reply, _)| reply).collect())
+    }
+}
+
+pub(crate) fn labels_request(cluster: Bytes, request: &LabelsRequest) -> peer::LabelsRequest {
+    use peer::labels_request::What;
+    let what = match &request.question {
+        LabelsQuestion::Names => What::Names(true),
+        LabelsQuestion::ValuesOf(name) => What::ValuesOf(name.clone()),
+        LabelsQuestion::Series => What::Series(true),
+    };
+    peer::LabelsRequest {
+        cluster,
+        selection: Some(convert::selection_to_message(&request.selection)),
+        shards: shards_message(&request.shards),
+        what: Some(what),
+    }
+}
+
+pub(crate) fn labels_request_from(message: &peer::LabelsRequest) -> Result<LabelsRequest, WireError> {
+    use peer::labels_request::What;
+    let question = match &message.what {
+        Some(What::Names(_)) => LabelsQuestion::Names,
+        Some(What::ValuesOf(name)) => LabelsQuestion::ValuesOf(name.clone()),
+        Some(What::Series(_)) => LabelsQuestion::Series,
+        None => return Err(WireError::Invalid("a labels request that asks nothing".into())),
+    };
+    let selection = selection_from(message.selection.as_ref())?;
+    Ok(LabelsRequest { selection, shards: shards_from(&message.shards)?, question })
+}
+
+pub(crate) fn labels_reply_message(replies: Vec<ShardReply<LabelsAnswer>>) -> peer::LabelsReply {
+    let message = |reply: ShardReply<LabelsAnswer>| {
+        let (texts, refusal) = match reply.result {
+            Ok(LabelsAnswer::Texts(texts)) => (texts.into_iter().collect(), None),
+            Ok(LabelsAnswer::Series(series)) => {
+                (series.iter().map(|labels| labels.as_encoded().to_owned()).collect(), None)
+            }
+            Err(refusal) => (Vec::new(), Some(refusal_message(refusal))),
+        };
+        peer::ShardLabels { shard: u32::from(reply.shard.0), texts, refusal }
+    };
+    peer::LabelsReply { shards: replies.into_iter().map(message).collect() }
+}
+
+pub(crate) fn labels_reply(
+    request: &LabelsRequest,
+    message: peer::LabelsReply,
+) -> Result<Vec<ShardReply<LabelsAnswer>>, PeerError> {
+    let reply = |labels: peer::ShardLabels| {
+        let shard = convert::shard_from_number(labels.shard).map_err(|e| broken(&e))?;
+        let result = match (labels.refusal, &request.question) {
+            (Some(refusal), _) => Err(refusal_from(refusal)?),
+            (None, LabelsQuestion::Series) => {
+                let sets = labels.texts.iter().map(|text| convert::labels_from_text(text));
+                Ok(LabelsAnswer::Series(sets.collect::<Result<_, _>>().map_err(|e| broken(&e))?))
+            }
+            (None, _) => Ok(LabelsAnswer::Texts(labels.texts.into_iter().collect())),
+        };
+        Ok(ShardReply { shard, result })
+    };
+    message.shards.into_iter().map(reply).collect()
+}

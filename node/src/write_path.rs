@@ -1,0 +1,362 @@
+//! A write's road through the gateway: one page from the request's bytes to the quorum's answer.
+//!
+//! The body is decompressed into one buffer and walked in place. Each series is checked, canonically encoded
+//! into a scratch string, hashed to its fingerprint, and its samples join the batch of its shard. Labels
+//! are not copied: a replica that does not know a fingerprint asks for them, and they are walked again then
+//! ([`RequestLabels`]). An invalid series or sample is left out and named in the answer; the rest is stored.
+
+use std::sync::Arc;
+
+use saturn_model::{
+    Fingerprint, Labels, Limits, METRIC_NAME, Sample, ShardBatch, ShardId, TenantId, append_label_pair,
+};
+use saturn_proto::remote_write::{TimeSeries, walk_request};
+use saturn_proto::{WireError, snappy};
+use saturn_replication::{Coordinator, LabelSource, ShardWrite, WriteError};
+
+use crate::peers::NodePeers;
+
+/// How many rejected series an answer names.
+const REJECTS_NAMED_MAX: usize = 10;
+
+/// What became of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// Samples that are durable on a quorum.
+    pub(crate) samples: usize,
+    /// What was left out.
+    pub(crate) rejects: Rejects,
+    /// Exemplars and metadata: accepted, not kept.
+    pub(crate) ignored: usize,
+}
+
+/// The invalid parts of a request: the first few by name, all by number.
+#[derive(Debug, Default)]
+pub(crate) struct Rejects {
+    pub(crate) samples: usize,
+    pub(crate) series: usize,
+    pub(crate) texts: Vec<String>,
+}
+
+/// Why nothing, or nobody knows what, was stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PathError {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("decoding failed: {0}")]
+    Internal(#[from] tokio::task::JoinError),
+}
+
+/// Decodes, checks, splits by shard, and writes to the quorum of each shard.
+pub(crate) async fn write(
+    coordinator: &Coordinator<NodePeers>,
+    tenant: TenantId,
+    body: bytes::Bytes,
+    limits: Arc<Limits>,
+    now_ms: i64,
+) -> Result<Written, PathError> {
+    let shards = coordinator.shards();
+    let decoding = move || {
+        let request = snappy::decompress(&body, limits.write_decoded_bytes_max)?;
+        Splitter::new(&tenant, &limits, shards, now_ms).split(request)
+    };
+    let split = tokio::task::spawn_blocking(decoding).await??;
+    if !split.shards.is_empty() {
+        coordinator.write(split.shards, split.labels).await?;
+    }
+    Ok(split.written)
+}
+
+/// A request, cut into one batch per shard.
+struct Split {
+    shards: Vec<ShardWrite>,
+    labels: Arc<RequestLabels>,
+    written: Written,
+}
+
+/// The labels of a request's series, found again in its bytes when a replica wants them.
+struct RequestLabels {
+    request: Vec<u8>,
+    /// Where each admitted series lies.
+    ranges: Vec<(u32, u32)>,
+}
+
+impl LabelSource for RequestLabels {
+    fn labels(&self, series: u32) -> Labels {
+        let range = self.ranges[series as usize];
+        let series = TimeSeries::at(&self.request, range).expect("the range was taken from this request");
+        let mut pairs = Vec::new();
+        series.labels_into(&mut pairs).expect("the series was walked before");
+        Labels::from_pairs(pairs).expect("the series was admitted")
+    }
+}
+
+struct Splitter<'a> {
+    tenant: &'a TenantId,
+    limits: &'a Limits,
+    shards: u16,
+    timestamp_max: i64,
+    /// Per shard the index of its write in `writes`.
+    write_of_shard: Vec<Option<usize>>,
+    writes: Vec<(ShardBatch, Vec<u32>)>,
+    ranges: Vec<(u32, u32)>,
+    written: Written,
+    encoded: String,
+}
+
+impl<'a> Splitter<'a> {
+    fn new(tenant: &'a TenantId, limits: &'a Limits, shards: u16, now_ms: i64) -> Self {
+        let future_ms = i64::try_from(limits.future_max.as_millis()).unwrap_or(i64::MAX);
+        Self {
+            tenant,
+            limits,
+            shards,
+            timestamp_max: now_ms.saturating_add(future_ms),
+            write_of_shard: vec![None; usize::from(shards)],
+            writes: Vec::new(),
+            ranges: Vec::new(),
+            written: Written::default(),
+            encoded: String::new(),
+        }
+    }
+
+    fn split(mut self, request: Vec<u8>) -> Result<Split, WireError> {
+        let mut labels = Vec::new();
+        let contents = walk_request(&request, |series| {
+            series.labels_into(&mut labels)?;
+            match self.check_labels(&labels) {
+                Ok(()) => self.admit(series, &labels),
+                Err(reason) => {
+                    let mut samples = 0;
+                    series.walk_samples(|_| samples += 1)?;
+                    self.reject(&labels, samples, &reason);
+                    Ok(())
+                }
+            }
+        })?;
+        self.written.ignored += contents.metadata;
+        let into_write = |(batch, series)| ShardWrite { batch: Arc::new(batch), series };
+        Ok(Split {
+            shards: self.writes.into_iter().map(into_write).collect(),
+            labels: Arc::new(RequestLabels { request, ranges: self.ranges }),
+            written: self.written,
+        })
+    }
+
+    /// Adds the series' valid samples to the batch of its shard.
+    fn admit(&mut self, series: TimeSeries<'_>, labels: &[(&str, &str)]) -> Result<(), WireError> {
+        self.encoded.clear();
+        for (name, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
+            append_label_pair(&mut self.encoded, name, value);
+        }
+        let fingerprint = Fingerprint::of(self.tenant, &self.encoded);
+        let write = self.write_of(fingerprint.shard(self.shards));
+
+        let series_index = u32::try_from(self.ranges.len()).expect("a request is limited to under 4 GiB");
+        let (batch, members) = &mut self.writes[write];
+        let mut out_of_range: Option<(Sample, usize)> = None;
+        let mut started = false;
+        let range = 0..=self.timestamp_max;
+        let contents = series.walk_samples(|sample| {
+            if !range.contains(&sample.timestamp.0) {
+                out_of_range.get_or_insert((sample, 0)).1 += 1;
+                return;
+            }
+            if !started {
+                started = true;
+                batch.push_series(fingerprint);
+                members.push(series_index);
+            }
+            batch.push_sample(sample);
+            self.written.samples += 1;
+        })?;
+        if started {
+            self.ranges.push(series.range());
+        }
+        self.written.ignored += contents.exemplars;
+        if let Some((sample, samples)) = out_of_range {
+            let reason = format!(
+                "timestamp {} is out of range: want 0 to {} (now + future_max)",
+                sample.timestamp, self.timestamp_max
+            );
+            self.reject(labels, samples, &reason);
+        }
+        if contents.histograms > 0 {
+            self.reject(labels, contents.histograms, "native histograms are not supported");
+        }
+        Ok(())
+    }
+
+    fn write_of(&mut self, shard: ShardId) -> usize {
+        *self.write_of_shard[usize::from(shard.0)].get_or_insert_with(|| {
+            self.writes.push((ShardBatch::new(self.tenant.clone(), shard), Vec::new()));
+            self.writes.len() - 1
+        })
+    }
+
+    fn check_labels(&self, labels: &[(&str, &str)]) -> Result<(), String> {
+        let limits = self.limits;
+        if labels.len() > limits.labels_per_series_max {
+            let (count, max) = (labels.len(), limits.labels_per_series_max);
+            return Err(format!("{count} labels are over the limit of {max} (labels_per_series_max)"));
+        }
+        for (i, (name, value)) in labels.iter().enumerate() {
+            if name.is_empty() {
+                return Err(format!("label with an empty name (value {value:?})"));
+            }
+            if i > 0 && labels[i - 1].0 == *name {
+                return Err(format!("duplicate label name {name:?}"));
+            }
+            if i > 0 && labels[i - 1].0 > *name {
+                return Err(format!("labels are not sorted: {name:?} comes after {:?}", labels[i - 1].0));
+            }
+            if name.len() > limits.label_name_bytes_max {
+                let max = limits.label_name_bytes_max;
+                return Err(format!(
+                    "label name of {} bytes is over the limit of {max} (label_name_bytes_max)",
+                    name.len()
+                ));
+            }
+            if value.len() > limits.label_value_bytes_max {
+                let max = limits.label_value_bytes_max;
+                return Err(format!(
+                    "value of label {name:?} of {} bytes is over the limit of {max} (label_value_bytes_max)",
+                    value.len()
+                ));
+            }
+        }
+        if !labels.iter().any(|(name, value)| *name == METRIC_NAME && !value.is_empty()) {
+            return Err("no metric name (label \"__name__\")".into());
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self, labels: &[(&str, &str)], samples: usize, reason: &str) {
+        let rejects = &mut self.written.rejects;
+        rejects.series += 1;
+        rejects.samples += samples;
+        if rejects.texts.len() < REJECTS_NAMED_MAX {
+            rejects.texts.push(format!("{}: {reason}", name_series(labels)));
+        }
+    }
+}
+
+/// The series as its sender wrote it, valid or not, shortened.
+fn name_series(labels: &[(&str, &str)]) -> String {
+    let pairs: Vec<String> =
+        labels.iter().take(20).map(|(name, value)| format!("{name}={value:?}")).collect();
+    let mut text = format!("{{{}}}", pairs.join(", "));
+    if text.len() > 500 {
+        let cut = (0..=500).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(cut);
+        text.push_str("...");
+    }
+    text
+}
+
+impl Rejects {
+    /// The body of a 400 answer.
+    pub(crate) fn describe(&self) -> String {
+        let mut text = format!("{} samples of {} series were not stored:\n", self.samples, self.series);
+        for reject in &self.texts {
+            text.push_str(reject);
+            text.push('\n');
+        }
+        if self.series > self.texts.len() {
+            text.push_str(&format!("and {} more\n", self.series - self.texts.len()));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use saturn_model::TimestampMs;
+    use saturn_proto::remote_write::put_time_series;
+
+    const NOW: i64 = 1_700_000_000_000;
+
+    fn sample(timestamp: i64, value: f64) -> Sample {
+        Sample { timestamp: TimestampMs(timestamp), value }
+    }
+
+    fn split(series: &[(&[(&str, &str)], &[Sample])]) -> Split {
+        let mut request = Vec::new();
+        for (labels, samples) in series {
+            put_time_series(&mut request, labels.iter().copied(), samples);
+        }
+        let tenant = TenantId::new("t").expect("valid");
+        Splitter::new(&tenant, &Limits::default(), 64, NOW).split(request).expect("well-formed")
+    }
+
+    #[test]
+    fn samples_join_the_batch_of_their_shard_and_labels_are_found_again() {
+        let names: Vec<String> = (0..500).map(|i| format!("m{i}")).collect();
+        let labels: Vec<[(&str, &str); 2]> =
+            names.iter().map(|n| [("__name__", n.as_str()), ("job", "x")]).collect();
+        let samples = [sample(NOW, 1.0), sample(NOW + 1, 2.0)];
+        let series: Vec<_> = labels.iter().map(|l| (l.as_slice(), samples.as_slice())).collect();
+        let split = split(&series);
+        assert_eq!(split.written.samples, 1000);
+        assert!(split.written.rejects.texts.is_empty());
+        let tenant = TenantId::new("t").expect("valid");
+        let mut seen = 0;
+        for write in &split.shards {
+            assert!(write.batch.is_consistent());
+            for (fingerprint, series) in write.batch.fingerprints.iter().zip(&write.series) {
+                let labels = split.labels.labels(*series);
+                assert_eq!(Fingerprint::of(&tenant, labels.as_encoded()), *fingerprint);
+                assert_eq!(fingerprint.shard(64), write.batch.shard);
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 500);
+    }
+
+    #[test]
+    fn invalid_series_are_named_and_the_rest_is_kept() {
+        let ok = [sample(NOW, 1.0)];
+        let late = [sample(NOW, 1.0), sample(NOW + 3_600_000, 2.0), sample(-1, 3.0)];
+        let split = split(&[
+            (&[("__name__", "good")], &ok),
+            (&[("__name__", "a"), ("b", "1"), ("b", "2")], &ok),
+            (&[("__name__", "a"), ("", "1")], &ok),
+            (&[("b", "1"), ("__name__", "unsorted")], &ok),
+            (&[("b", "nameless")], &ok),
+            (&[("__name__", "late")], &late),
+        ]);
+        assert_eq!(split.written.samples, 2);
+        let rejects = &split.written.rejects;
+        assert_eq!((rejects.series, rejects.samples), (5, 6));
+        let text = rejects.describe();
+        for want in [
+            "duplicate label name \"b\"",
+            "empty name",
+            "not sorted",
+            "{b=\"nameless\"}: no metric name",
+            "{__name__=\"late\"}: timestamp 1700003600000 is out of range",
+        ] {
+            assert!(text.contains(want), "{want} not in {text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_value_is_a_missing_label() {
+        let ok = [sample(NOW, 1.0)];
+        let with = split(&[(&[("__name__", "a"), ("b", "")], &ok)]);
+        let without = split(&[(&[("__name__", "a")], &ok)]);
+        assert_eq!(with.shards[0].batch.fingerprints, without.shards[0].batch.fingerprints);
+    }
+
+    #[test]
+    fn values_are_kept_bit_for_bit() {
+        let bits = [saturn_model::STALE_NAN_BITS, 0x7ff8_dead_beef_0001, 0x8000_0000_0000_0000];
+        let samples: Vec<Sample> = (0..).zip(bits).map(|(i, b)| sample(NOW + i, f64::from_bits(b))).collect();
+        let split = split(&[(&[("__name__", "a")], &samples)]);
+        let kept: Vec<u64> = split.shards[0].batch.values.iter().map(|v| v.to_bits()).collect();
+        assert_eq!(kept, bits);
+    }
+}

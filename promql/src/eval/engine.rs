@@ -1,0 +1,231 @@
+//! The walk over the syntax tree, and the last steps that turn a block into an answer.
+
+use std::cell::RefCell;
+
+use saturn_model::{Labels, SeriesColumns, TimestampMs};
+
+use crate::annotations::Annotations;
+use crate::ast::{Binary, Expr, ExprKind, UnaryOp, ValueType};
+use crate::error::EvalError;
+use crate::eval::block::{Block, Budget};
+use crate::eval::grid::Grid;
+use crate::eval::names::{Duplicates, merge_duplicates, without_metadata};
+use crate::eval::params::{EvalParams, NameRemoval, QueryResult, Source, Value, VectorSample};
+use crate::eval::support::check_supported;
+
+/// Evaluates a parsed expression over the data of `source`. `cancelled` is asked at least once for each
+/// series that an operation handles.
+pub fn evaluate(
+    expr: &Expr,
+    params: &EvalParams,
+    source: &dyn Source,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<QueryResult, EvalError> {
+    check_supported(expr)?;
+    let evaluator = Evaluator {
+        params,
+        source,
+        cancelled,
+        budget: Budget::new(params.samples_max),
+        annotations: RefCell::default(),
+    };
+    let value = evaluator.answer(expr)?;
+    Ok(QueryResult { value, annotations: evaluator.annotations.into_inner() })
+}
+
+/// The value of an expression at all steps of a grid.
+pub(super) enum Evaluated {
+    /// One number for each step.
+    Scalar(Vec<f64>),
+    /// One text for all steps.
+    Text(Vec<u8>),
+    /// Series by steps.
+    Vector(Block),
+}
+
+pub(super) struct Evaluator<'a> {
+    pub(super) params: &'a EvalParams,
+    pub(super) source: &'a dyn Source,
+    pub(super) cancelled: &'a (dyn Fn() -> bool + Sync),
+    pub(super) budget: Budget,
+    pub(super) annotations: RefCell<Annotations>,
+}
+
+impl Evaluator<'_> {
+    /// Fails if the caller wants to stop.
+    pub(super) fn check_cancelled(&self) -> Result<(), EvalError> {
+        if (self.cancelled)() { Err(EvalError::Cancelled) } else { Ok(()) }
+    }
+
+    pub(super) fn delays_name_removal(&self) -> bool {
+        self.params.name_removal == NameRemoval::Delayed
+    }
+
+    fn answer(&self, expr: &Expr) -> Result<Value, EvalError> {
+        let grid = self.params.grid();
+        let value_type = expr.value_type();
+        let instant = self.params.is_instant();
+        if !instant && matches!(value_type, ValueType::Matrix | ValueType::Text) {
+            return Err(EvalError::Invalid(format!(
+                "invalid expression type \"{}\" for range query, must be Scalar or instant Vector",
+                value_type.documented_name()
+            )));
+        }
+        if value_type == ValueType::Matrix {
+            return self.matrix_answer(expr, &grid);
+        }
+        let timestamp = TimestampMs(grid.start);
+        match self.eval(expr, &grid)? {
+            Evaluated::Scalar(values) if instant => {
+                let value = *values.first().expect("an instant query has one step");
+                Ok(Value::Scalar { timestamp, value })
+            }
+            Evaluated::Scalar(values) => Ok(Value::Matrix(vec![SeriesColumns {
+                labels: Labels::empty(),
+                timestamps: grid.times().collect(),
+                values,
+            }])),
+            Evaluated::Text(bytes) => {
+                Ok(Value::String { timestamp, value: String::from_utf8_lossy(&bytes).into_owned() })
+            }
+            Evaluated::Vector(block) => {
+                let block = self.remove_delayed_names(block)?;
+                Ok(if instant { vector_of(&block, timestamp) } else { matrix_of(&block, &grid) })
+            }
+        }
+    }
+
+    /// The samples of a range selector or subquery at the top of an instant query.
+    fn matrix_answer(&self, expr: &Expr, grid: &Grid) -> Result<Value, EvalError> {
+        let ranges = self.ranges(expr, grid)?;
+        let mut matrix = Vec::new();
+        ranges.for_each_window(self, grid, |name, _, window| {
+            let labels = if name.drop_name { without_metadata(&name.labels) } else { name.labels.clone() };
+            let (timestamps, values) = (window.timestamps.to_vec(), window.values.to_vec());
+            matrix.push(SeriesColumns { labels, timestamps, values });
+            Ok(())
+        })?;
+        matrix.sort_by(|a, b| a.labels.cmp(&b.labels));
+        Ok(Value::Matrix(matrix))
+    }
+
+    fn remove_delayed_names(&self, mut block: Block) -> Result<Block, EvalError> {
+        if !block.names.iter().any(|name| name.drop_name) {
+            return Ok(block);
+        }
+        for name in &mut block.names {
+            if name.drop_name {
+                name.labels = without_metadata(&name.labels);
+            }
+        }
+        merge_duplicates(block, Duplicates::MergeDisjoint)
+    }
+
+    /// Evaluates `expr` at all steps of `grid`.
+    pub(super) fn eval(&self, expr: &Expr, grid: &Grid) -> Result<Evaluated, EvalError> {
+        self.check_cancelled()?;
+        match &expr.kind {
+            ExprKind::Number(number) => Ok(Evaluated::Scalar(vec![number.value; grid.count])),
+            ExprKind::Text(bytes) => Ok(Evaluated::Text(bytes.clone())),
+            ExprKind::VectorSelector(selector) => {
+                self.instant_selector(selector, grid).map(Evaluated::Vector)
+            }
+            ExprKind::MatrixSelector(_) | ExprKind::Subquery(_) => {
+                Err(EvalError::Invalid("a range vector cannot be used as a value here".into()))
+            }
+            ExprKind::Call(call) => self.call(call, expr.span, grid),
+            ExprKind::Aggregate(aggregate) => self.aggregate(aggregate, grid).map(Evaluated::Vector),
+            ExprKind::Binary(binary) => self.binary_chain(binary, grid),
+            ExprKind::Unary(op, inner) => self.unary(*op, inner, grid),
+            ExprKind::Paren(inner) => self.eval(inner, grid),
+        }
+    }
+
+    /// A chain of operators leans to the left and may be long: it is evaluated in a loop.
+    fn binary_chain(&self, binary: &Binary, grid: &Grid) -> Result<Evaluated, EvalError> {
+        let mut chain = vec![binary];
+        let mut innermost = &binary.left;
+        while let ExprKind::Binary(next) = &innermost.kind {
+            chain.push(next);
+            innermost = &next.left;
+        }
+        let mut left = self.eval(innermost, grid)?;
+        while let Some(binary) = chain.pop() {
+            let right = self.eval(&binary.right, grid)?;
+            left = self.binary(binary, left, right, grid)?;
+        }
+        Ok(left)
+    }
+
+    fn unary(&self, op: UnaryOp, inner: &Expr, grid: &Grid) -> Result<Evaluated, EvalError> {
+        match (op, self.eval(inner, grid)?) {
+            (UnaryOp::Minus, Evaluated::Scalar(values)) => {
+                Ok(Evaluated::Scalar(values.into_iter().map(|value| -value).collect()))
+            }
+            (UnaryOp::Minus, Evaluated::Vector(mut block)) => {
+                block.map(|value| -value);
+                self.drop_names(block, Duplicates::Refuse).map(Evaluated::Vector)
+            }
+            (_, same) => Ok(same),
+        }
+    }
+
+    /// Evaluates an operand that the type check found to be a vector.
+    pub(super) fn vector(&self, expr: &Expr, grid: &Grid) -> Result<Block, EvalError> {
+        match self.eval(expr, grid)? {
+            Evaluated::Vector(block) => Ok(block),
+            Evaluated::Scalar(_) | Evaluated::Text(_) => Err(wrong_type("instant vector")),
+        }
+    }
+
+    /// Evaluates an operand that the type check found to be a scalar: a number for each step.
+    pub(super) fn scalar(&self, expr: &Expr, grid: &Grid) -> Result<Vec<f64>, EvalError> {
+        match self.eval(expr, grid)? {
+            Evaluated::Scalar(values) => Ok(values),
+            Evaluated::Vector(_) | Evaluated::Text(_) => Err(wrong_type("scalar")),
+        }
+    }
+
+    /// The bytes of an operand that the type check found to be a string.
+    pub(super) fn text(&self, expr: &Expr, grid: &Grid) -> Result<Vec<u8>, EvalError> {
+        match self.eval(expr, grid)? {
+            Evaluated::Text(bytes) => Ok(bytes),
+            Evaluated::Vector(_) | Evaluated::Scalar(_) => Err(wrong_type("string")),
+        }
+    }
+
+    /// Removes the names of all series, now or in the end.
+    pub(super) fn drop_names(&self, mut block: Block, duplicates: Duplicates) -> Result<Block, EvalError> {
+        if self.delays_name_removal() {
+            block.names.iter_mut().for_each(|name| name.drop_name = true);
+            return Ok(block);
+        }
+        for name in &mut block.names {
+            name.labels = without_metadata(&name.labels);
+        }
+        merge_duplicates(block, duplicates)
+    }
+}
+
+/// An expression built by hand rather than parsed may have operands of the wrong type.
+fn wrong_type(wanted: &str) -> EvalError {
+    EvalError::Invalid(format!("expected an expression of type {wanted}"))
+}
+
+fn vector_of(block: &Block, timestamp: TimestampMs) -> Value {
+    let samples = block.rows().filter_map(|(name, row)| {
+        let value = row.get(0)?;
+        Some(VectorSample { labels: name.labels.clone(), timestamp, value })
+    });
+    Value::Vector(samples.collect())
+}
+
+fn matrix_of(block: &Block, grid: &Grid) -> Value {
+    let series = block.rows().filter(|(_, row)| !row.is_empty()).map(|(name, row)| {
+        let (timestamps, values) = row.cells().map(|(step, value)| (grid.time(step), value)).unzip();
+        SeriesColumns { labels: name.labels.clone(), timestamps, values }
+    });
+    let mut matrix: Vec<SeriesColumns> = series.collect();
+    matrix.sort_by(|a, b| a.labels.cmp(&b.labels));
+    Value::Matrix(matrix)
+}

@@ -1,0 +1,104 @@
+//! Label sets of results: names that go, labels that stay, series that fall together.
+
+use std::collections::HashMap;
+
+use saturn_model::{Labels, METRIC_NAME};
+
+use crate::error::EvalError;
+use crate::eval::block::Block;
+
+/// The error when two series of one step have the same labels.
+pub(super) const SAME_LABELSET: &str = "vector cannot contain metrics with the same labelset";
+
+/// What to do with series that have the same labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Duplicates {
+    /// It is an error.
+    Refuse,
+    /// Make one of them if they never have a value at the same step.
+    MergeDisjoint,
+}
+
+/// Labels that describe the metric and go together with its name.
+fn is_metadata(name: &str) -> bool {
+    matches!(name, METRIC_NAME | "__type__" | "__unit__")
+}
+
+/// `labels` without the metric's name, type and unit.
+pub(super) fn without_metadata(labels: &Labels) -> Labels {
+    keep_labels(labels, |name| !is_metadata(name))
+}
+
+/// The labels whose name satisfies `keep`.
+pub(super) fn keep_labels(labels: &Labels, mut keep: impl FnMut(&str) -> bool) -> Labels {
+    if labels.iter().all(|(name, _)| keep(name)) {
+        return labels.clone();
+    }
+    Labels::from_pairs(labels.iter().filter(|(name, _)| keep(name)))
+        .expect("a part of a label set is a label set")
+}
+
+/// Joins series with equal labels. The first of them keeps its place.
+pub(super) fn merge_duplicates(block: Block, duplicates: Duplicates) -> Result<Block, EvalError> {
+    let mut first_with: HashMap<&Labels, usize> = HashMap::with_capacity(block.len());
+    let mut target = Vec::with_capacity(block.len());
+    for (index, name) in block.names.iter().enumerate() {
+        target.push(*first_with.entry(&name.labels).or_insert(index));
+    }
+    if first_with.len() == block.len() {
+        return Ok(block);
+    }
+    if duplicates == Duplicates::Refuse {
+        return Err(EvalError::Execution(SAME_LABELSET.into()));
+    }
+    let mut merged = block.like();
+    let mut place = vec![0; block.len()];
+    for (index, (name, row)) in block.rows().enumerate() {
+        if target[index] == index {
+            place[index] = merged.len();
+            merged.push_row(name.clone(), row)?;
+            continue;
+        }
+        let mut into = merged.row_mut(place[target[index]]);
+        for (step, value) in row.cells() {
+            if into.present[step] {
+                return Err(EvalError::Execution(SAME_LABELSET.into()));
+            }
+            into.set(step, value);
+        }
+    }
+    Ok(merged)
+}
+
+/// Collects series whose labels become known one by one.
+pub(super) struct BlockBuilder {
+    pub(super) block: Block,
+    rows: HashMap<Labels, usize>,
+}
+
+impl BlockBuilder {
+    pub(super) fn new(block: Block) -> Self {
+        Self { block, rows: HashMap::new() }
+    }
+
+    /// The row of the series called `labels`; a new one if there is none yet.
+    pub(super) fn row(&mut self, labels: Labels, drop_name: bool) -> Result<usize, EvalError> {
+        if let Some(row) = self.rows.get(&labels) {
+            return Ok(*row);
+        }
+        let row = self.block.len();
+        self.block.push(crate::eval::block::SeriesName { labels: labels.clone(), drop_name })?;
+        self.rows.insert(labels, row);
+        Ok(row)
+    }
+
+    /// Sets a cell; it is an error if it has a value already.
+    pub(super) fn set(&mut self, row: usize, step: usize, value: f64) -> Result<(), EvalError> {
+        let mut row = self.block.row_mut(row);
+        if row.present[step] {
+            return Err(EvalError::Execution(SAME_LABELSET.into()));
+        }
+        row.set(step, value);
+        Ok(())
+    }
+}

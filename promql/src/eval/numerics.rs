@@ -1,0 +1,190 @@
+//! Sums that do not lose small numbers, and statistics built on them.
+//!
+//! Neumaier's variant of Kahan summation, in the order and with the special cases of Prometheus's
+//! `util/kahansum`; nothing here may be contracted to fused operations.
+
+use crate::go_text::{count_to_float, to_integer};
+
+/// A sum and the part of it that rounding took away.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KahanSum {
+    pub(super) sum: f64,
+    pub(super) compensation: f64,
+}
+
+impl KahanSum {
+    /// Starts with `sum`.
+    pub(super) fn new(sum: f64) -> Self {
+        Self { sum, compensation: 0.0 }
+    }
+
+    /// The sum with `value` added.
+    pub(super) fn plus(self, value: f64) -> Self {
+        let sum = self.sum + value;
+        let compensation = if sum.is_infinite() {
+            0.0
+        } else if self.sum.abs() >= value.abs() {
+            self.compensation + ((self.sum - sum) + value)
+        } else {
+            self.compensation + ((value - sum) + self.sum)
+        };
+        Self { sum, compensation }
+    }
+
+    /// Adds `value`.
+    pub(super) fn add(&mut self, value: f64) {
+        *self = self.plus(value);
+    }
+
+    /// The sum, corrected.
+    pub(super) fn total(self) -> f64 {
+        if self.sum.is_infinite() { self.sum } else { self.sum + self.compensation }
+    }
+}
+
+/// A mean that survives sums too large for a float.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mean {
+    count: f64,
+    sum: KahanSum,
+    /// Whether `sum` has become the running mean itself.
+    incremental: bool,
+}
+
+impl Mean {
+    /// Adds `value`.
+    pub(super) fn add(&mut self, value: f64) {
+        self.count += 1.0;
+        if self.count == 1.0 {
+            self.sum = KahanSum::new(value);
+            return;
+        }
+        if !self.incremental {
+            let sum = self.sum.plus(value);
+            if !sum.sum.is_infinite() {
+                self.sum = sum;
+                return;
+            }
+            self.incremental = true;
+            self.sum.sum /= self.count - 1.0;
+            self.sum.compensation /= self.count - 1.0;
+        }
+        let kept = (self.count - 1.0) / self.count;
+        let scaled = KahanSum { sum: kept * self.sum.sum, compensation: kept * self.sum.compensation };
+        self.sum = scaled.plus(value / self.count);
+    }
+
+    /// The mean; NaN without values.
+    pub(super) fn mean(self) -> f64 {
+        if self.incremental {
+            self.sum.sum + self.sum.compensation
+        } else {
+            self.sum.sum / self.count + self.sum.compensation / self.count
+        }
+    }
+}
+
+/// The arithmetic mean of values.
+pub(super) fn mean(values: &[f64]) -> f64 {
+    let mut mean = Mean::default();
+    values.iter().for_each(|value| mean.add(*value));
+    mean.mean()
+}
+
+/// The population variance of values: Welford's method on Kahan sums.
+pub(super) fn variance(values: &[f64]) -> f64 {
+    let (mut mean, mut squares) = (KahanSum::default(), KahanSum::default());
+    for (i, value) in values.iter().enumerate() {
+        let delta = value - (mean.sum + mean.compensation);
+        mean.add(delta / count_to_float(i + 1));
+        squares.add(delta * (value - (mean.sum + mean.compensation)));
+    }
+    (squares.sum + squares.compensation) / count_to_float(values.len())
+}
+
+/// The `phi`-quantile by linear interpolation; sorts `values`, NaN first.
+pub(super) fn quantile(phi: f64, values: &mut [f64]) -> f64 {
+    if values.is_empty() || phi.is_nan() {
+        return f64::NAN;
+    }
+    if phi < 0.0 {
+        return f64::NEG_INFINITY;
+    }
+    if phi > 1.0 {
+        return f64::INFINITY;
+    }
+    values.sort_by(|a, b| b.is_nan().cmp(&a.is_nan()).then_with(|| a.total_cmp(b)));
+    let last = count_to_float(values.len() - 1);
+    let rank = phi * last;
+    let lower = rank.floor().max(0.0);
+    let upper = (lower + 1.0).min(last);
+    let weight = rank - rank.floor();
+    values[to_index(lower)] * (1.0 - weight) + values[to_index(upper)] * weight
+}
+
+/// A non-negative whole number as an index.
+fn to_index(value: f64) -> usize {
+    usize::try_from(to_integer(value)).unwrap_or(0)
+}
+
+/// Slope and intercept of the least-squares line, with time counted in seconds from `origin`.
+pub(super) fn linear_regression(timestamps: &[i64], values: &[f64], origin: i64) -> (f64, f64) {
+    let first = values[0];
+    if values.iter().all(|value| *value == first) {
+        return if first.is_infinite() { (f64::NAN, f64::NAN) } else { (0.0, first) };
+    }
+    let n = count_to_float(values.len());
+    let (mut x_sum, mut y_sum) = (KahanSum::default(), KahanSum::default());
+    let (mut xy_sum, mut xx_sum) = (KahanSum::default(), KahanSum::default());
+    for (timestamp, y) in timestamps.iter().zip(values) {
+        let x = crate::go_text::to_float(timestamp - origin) / 1e3;
+        x_sum.add(x);
+        y_sum.add(*y);
+        xy_sum.add(x * y);
+        xx_sum.add(x * x);
+    }
+    let corrected = |sum: KahanSum| sum.sum + sum.compensation;
+    let (x, y) = (corrected(x_sum), corrected(y_sum));
+    let covariance = corrected(xy_sum) - x * y / n;
+    let x_variance = corrected(xx_sum) - x * x / n;
+    let slope = covariance / x_variance;
+    (slope, y / n - slope * x / n)
+}
+
+/// Whether two floats are equal within a relative `tolerance` (Prometheus's `util/almost`).
+pub(super) fn almost_equal(a: f64, b: f64, tolerance: f64) -> bool {
+    if a.is_nan() && b.is_nan() || a == b {
+        return true;
+    }
+    let (sum, difference) = (a.abs() + b.abs(), (a - b).abs());
+    if a == 0.0 || b == 0.0 || sum < f64::MIN_POSITIVE {
+        return difference < tolerance * f64::MIN_POSITIVE;
+    }
+    difference / sum.min(f64::MAX) < tolerance
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_numbers_survive_large_ones() {
+        let mut sum = KahanSum::default();
+        [1.0, 1e100, 1.0, -1e100].into_iter().for_each(|value| sum.add(value));
+        assert_eq!(sum.total(), 2.0);
+    }
+
+    #[test]
+    fn the_mean_does_not_overflow() {
+        assert_eq!(mean(&[f64::MAX, f64::MAX, f64::MAX]), f64::MAX);
+        assert_eq!(mean(&[f64::INFINITY, 1.0]), f64::INFINITY);
+        assert_eq!(variance(&[1.0, 2.0, 3.0, 4.0]), 1.25);
+    }
+
+    #[test]
+    fn quantiles_interpolate_and_put_nan_first() {
+        assert_eq!(quantile(0.5, &mut [4.0, 1.0, 3.0, 2.0]), 2.5);
+        assert!(quantile(0.0, &mut [1.0, f64::NAN]).is_nan());
+        assert_eq!(quantile(1.5, &mut [1.0]), f64::INFINITY);
+    }
+}

@@ -1,0 +1,168 @@
+//! Compares answers with what a script expects.
+
+use std::collections::BTreeMap;
+
+use saturn_model::{Labels, SeriesColumns, is_stale_nan};
+use saturn_promql::{Annotations, Value};
+
+use crate::script::{Eval, Expected, Steps, TextMatch};
+use crate::series::Sequence;
+
+/// The tolerance of Prometheus's own runner.
+const TOLERANCE: f64 = 1e-6;
+
+/// Compares a value.
+pub(crate) fn check_value(value: &Value, eval: &Eval) -> Result<(), String> {
+    let expected = &eval.expected;
+    match value {
+        Value::Scalar { value, .. } => match expected.scalar {
+            Some(wanted) if almost_equal(*value, wanted) => Ok(()),
+            wanted => Err(format!("got scalar {value}, want {wanted:?}")),
+        },
+        Value::String { value, .. } => match &expected.string {
+            Some(wanted) if wanted == value => Ok(()),
+            wanted => Err(format!("got string {value:?}, want {wanted:?}")),
+        },
+        Value::Vector(samples) => {
+            let pairs = samples.iter().map(|sample| (&sample.labels, sample.value)).collect::<Vec<_>>();
+            check_vector(&pairs, expected)
+        }
+        Value::Matrix(series) => {
+            let steps = expected.range_vector.unwrap_or((eval.start_ms, eval.end_ms, eval.step_ms));
+            check_matrix(series, steps, expected)
+        }
+    }
+}
+
+/// Compares the column of a range answer at one time.
+pub(crate) fn check_column(value: &Value, time: i64, expected: &Expected) -> Result<(), String> {
+    let Value::Matrix(series) = value else {
+        return Err("a range query gave no matrix".into());
+    };
+    if !series.is_sorted_by(|a, b| a.labels <= b.labels) {
+        return Err("the matrix is not sorted".into());
+    }
+    if expected.ordered {
+        return Ok(());
+    }
+    let at = |series: &SeriesColumns| {
+        let index = series.timestamps.binary_search(&time).ok()?;
+        Some(series.values[index])
+    };
+    let pairs: Vec<(&Labels, f64)> = series.iter().filter_map(|s| Some((&s.labels, at(s)?))).collect();
+    match expected.scalar {
+        None => check_vector(&pairs, expected),
+        Some(wanted) => match pairs.as_slice() {
+            [(_, got)] if almost_equal(*got, wanted) => Ok(()),
+            _ => Err(format!("range: got {pairs:?}, want {wanted}")),
+        },
+    }
+}
+
+fn check_vector(samples: &[(&Labels, f64)], expected: &Expected) -> Result<(), String> {
+    if expected.scalar.is_some() || expected.string.is_some() {
+        return Err("got a vector, want a scalar or string".into());
+    }
+    let mut wanted = BTreeMap::new();
+    for (place, line) in expected.series.iter().enumerate() {
+        wanted.insert(&line.labels, (place, &line.sequence));
+    }
+    for (place, (labels, value)) in samples.iter().enumerate() {
+        let Some((wanted_place, sequence)) = wanted.remove(labels) else {
+            return Err(format!("unexpected {labels} {value}"));
+        };
+        if expected.ordered && wanted_place != place {
+            return Err(format!("{labels} is at place {place}, want {wanted_place}"));
+        }
+        match sequence {
+            Sequence::Floats(values) => match values.first() {
+                Some(Some(wanted)) if almost_equal(*wanted, *value) => {}
+                other => return Err(format!("{labels}: got {value}, want {other:?}")),
+            },
+            Sequence::Histograms => return Err(format!("{labels}: got {value}, want a histogram")),
+        }
+    }
+    match wanted.keys().next() {
+        Some(missing) => Err(format!("missing {missing}")),
+        None => Ok(()),
+    }
+}
+
+fn check_matrix(
+    series: &[SeriesColumns],
+    (start, end, step): Steps,
+    expected: &Expected,
+) -> Result<(), String> {
+    if !series.is_sorted_by(|a, b| a.labels < b.labels) {
+        return Err("the matrix is not sorted, or has duplicates".into());
+    }
+    let mut wanted: BTreeMap<&Labels, &Sequence> =
+        expected.series.iter().map(|line| (&line.labels, &line.sequence)).collect();
+    for got in series {
+        let labels = &got.labels;
+        let Some(Sequence::Floats(values)) = wanted.remove(labels) else {
+            return Err(format!("unexpected {labels} {:?}", got.values));
+        };
+        let times = (0..).map(|i| start + i * step);
+        let points: Vec<(i64, f64)> =
+            times.zip(values).filter_map(|(time, value)| Some((time, (*value)?))).collect();
+        if points.last().is_some_and(|(time, _)| *time > end) {
+            return Err(format!("expected value of {labels} after the end"));
+        }
+        let same = points.len() == got.values.len()
+            && points
+                .iter()
+                .zip(got.timestamps.iter().zip(&got.values))
+                .all(|((time, value), (t, v))| time == t && almost_equal(*value, *v));
+        if !same {
+            let got: Vec<_> = got.timestamps.iter().zip(&got.values).collect();
+            return Err(format!("{labels}: got {got:?}, want {points:?}"));
+        }
+    }
+    match wanted.keys().next() {
+        Some(missing) => Err(format!("missing {missing}")),
+        None => Ok(()),
+    }
+}
+
+/// Compares warnings and infos.
+pub(crate) fn check_annotations(
+    annotations: &Annotations,
+    query: &str,
+    expected: &Expected,
+) -> Result<(), String> {
+    let rendered = annotations.render(query, 0);
+    check_texts("warning", &rendered.warnings, &expected.warnings, expected.no_warning)?;
+    check_texts("info", &rendered.infos, &expected.infos, expected.no_info)
+}
+
+fn check_texts(kind: &str, texts: &[String], wanted: &[TextMatch], none_wanted: bool) -> Result<(), String> {
+    if none_wanted && !texts.is_empty() {
+        return Err(format!("unexpected {kind}s {texts:?}"));
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    if let Some(missing) = wanted.iter().find(|w| !texts.iter().any(|text| w.matches(text))) {
+        return Err(format!("no {kind} like {missing:?}, got {texts:?}"));
+    }
+    match texts.iter().find(|text| !wanted.iter().any(|w| w.matches(text))) {
+        Some(text) => Err(format!("unexpected {kind} {text:?}")),
+        None => Ok(()),
+    }
+}
+
+/// Prometheus's `almost.Equal`.
+pub(crate) fn almost_equal(a: f64, b: f64) -> bool {
+    if is_stale_nan(a) || is_stale_nan(b) {
+        return is_stale_nan(a) && is_stale_nan(b);
+    }
+    if (a.is_nan() && b.is_nan()) || a == b {
+        return true;
+    }
+    let (sum, difference) = (a.abs() + b.abs(), (a - b).abs());
+    if a == 0.0 || b == 0.0 || sum < f64::MIN_POSITIVE {
+        return difference < TOLERANCE * f64::MIN_POSITIVE;
+    }
+    difference / sum.min(f64::MAX) < TOLERANCE
+}

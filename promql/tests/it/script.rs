@@ -1,0 +1,241 @@
+//! Reads scripts of the promqltest language.
+
+use saturn_promql::parse_duration;
+
+use crate::series::{SeriesLine, number, parse_series_line, parse_text, split_metric};
+
+/// One command and the line that it starts on.
+#[derive(Debug)]
+pub(crate) struct Command {
+    pub(crate) line: usize,
+    pub(crate) kind: CommandKind,
+}
+
+#[derive(Debug)]
+pub(crate) enum CommandKind {
+    Clear,
+    Load(Load),
+    Eval(Box<Eval>),
+}
+
+/// Samples to add.
+#[derive(Debug)]
+pub(crate) struct Load {
+    pub(crate) interval_ms: i64,
+    pub(crate) series: Vec<SeriesLine>,
+    /// Whether native histograms are made of classic ones.
+    pub(crate) with_native_histograms: bool,
+    /// Series that have start timestamps, as indexes into `series`.
+    pub(crate) with_start_timestamps: Vec<usize>,
+}
+
+/// A query and what is expected of it.
+#[derive(Debug, Default)]
+pub(crate) struct Eval {
+    pub(crate) query: String,
+    pub(crate) start_ms: i64,
+    pub(crate) end_ms: i64,
+    /// 0 for an instant query.
+    pub(crate) step_ms: i64,
+    pub(crate) expected: Expected,
+}
+
+/// Steps of a range of times: start, end, step.
+pub(crate) type Steps = (i64, i64, i64);
+
+/// What is expected of a query.
+#[derive(Debug, Default)]
+pub(crate) struct Expected {
+    pub(crate) ordered: bool,
+    pub(crate) fail: Option<TextMatch>,
+    pub(crate) warnings: Vec<TextMatch>,
+    pub(crate) infos: Vec<TextMatch>,
+    pub(crate) no_warning: bool,
+    pub(crate) no_info: bool,
+    pub(crate) scalar: Option<f64>,
+    pub(crate) string: Option<String>,
+    pub(crate) range_vector: Option<Steps>,
+    pub(crate) series: Vec<SeriesLine>,
+}
+
+/// How a message is compared.
+#[derive(Debug)]
+pub(crate) enum TextMatch {
+    Anything,
+    Exactly(String),
+    Regex(regex::Regex),
+}
+
+impl TextMatch {
+    pub(crate) fn matches(&self, text: &str) -> bool {
+        match self {
+            TextMatch::Anything => true,
+            TextMatch::Exactly(wanted) => text == wanted,
+            TextMatch::Regex(regex) => regex.is_match(text),
+        }
+    }
+}
+
+/// Reads a whole script.
+pub(crate) fn parse_script(text: &str) -> Result<Vec<Command>, String> {
+    let lines: Vec<&str> =
+        text.lines().map(str::trim).map(|line| if line.starts_with('#') { "" } else { line }).collect();
+    let mut commands = Vec::new();
+    let mut at = 0;
+    while at < lines.len() {
+        if lines[at].is_empty() {
+            at += 1;
+            continue;
+        }
+        let line = at + 1;
+        let head = lines[at];
+        let body_end = (at + 1..lines.len()).find(|i| lines[*i].is_empty()).unwrap_or(lines.len());
+        let body = &lines[at + 1..body_end];
+        let kind = if head == "clear" {
+            Ok(CommandKind::Clear)
+        } else if head.starts_with("load") {
+            parse_load(head, body).map(CommandKind::Load)
+        } else if head.starts_with("eval") {
+            parse_eval(head, body).map(|eval| CommandKind::Eval(Box::new(eval)))
+        } else {
+            Err(format!("unknown command {head:?}"))
+        };
+        let kind = kind.map_err(|e| format!("line {line}: {e}"))?;
+        at = if matches!(kind, CommandKind::Clear) { at + 1 } else { body_end };
+        commands.push(Command { line, kind });
+    }
+    Ok(commands)
+}
+
+fn duration(text: &str) -> Result<i64, String> {
+    parse_duration(text).map_err(|e| e.to_string())
+}
+
+fn parse_load(head: &str, body: &[&str]) -> Result<Load, String> {
+    let (command, interval) = head.split_once(char::is_whitespace).ok_or("load needs an interval")?;
+    let mut load = Load {
+        interval_ms: duration(interval.trim())?,
+        series: Vec::new(),
+        with_native_histograms: command == "load_with_nhcb",
+        with_start_timestamps: Vec::new(),
+    };
+    for line in body {
+        let first_word = line.split_whitespace().next().unwrap_or("");
+        if first_word.ends_with("@st") {
+            load.with_start_timestamps.push(load.series.len());
+        } else {
+            load.series.push(parse_series_line(line)?);
+        }
+    }
+    Ok(load)
+}
+
+fn parse_eval(head: &str, body: &[&str]) -> Result<Eval, String> {
+    let mut words = Words(head);
+    let command = words.next();
+    let mut eval = Eval::default();
+    match words.next() {
+        "instant" => {
+            words.expect("at")?;
+            eval.start_ms = duration(words.next())?;
+            eval.end_ms = eval.start_ms;
+        }
+        "range" => {
+            words.expect("from")?;
+            eval.start_ms = duration(words.next())?;
+            words.expect("to")?;
+            eval.end_ms = duration(words.next())?;
+            words.expect("step")?;
+            eval.step_ms = duration(words.next())?;
+        }
+        other => return Err(format!("unknown kind of evaluation {other:?}")),
+    }
+    eval.query = words.0.trim().to_owned();
+    let expected = &mut eval.expected;
+    match command {
+        "eval_fail" => expected.fail = Some(TextMatch::Anything),
+        "eval_warn" => expected.warnings.push(TextMatch::Anything),
+        "eval_info" => expected.infos.push(TextMatch::Anything),
+        "eval_ordered" => expected.ordered = true,
+        _ => {}
+    }
+    for line in body {
+        parse_expectation(line, expected)?;
+    }
+    if let Some((_, end, _)) = expected.range_vector {
+        (eval.start_ms, eval.end_ms) = (end, end);
+    }
+    Ok(eval)
+}
+
+struct Words<'a>(&'a str);
+
+impl<'a> Words<'a> {
+    fn next(&mut self) -> &'a str {
+        let text = self.0.trim_start();
+        let end = text.find(char::is_whitespace).unwrap_or(text.len());
+        let (word, rest) = text.split_at(end);
+        self.0 = rest;
+        word
+    }
+
+    fn expect(&mut self, wanted: &str) -> Result<(), String> {
+        match self.next() {
+            word if word == wanted => Ok(()),
+            other => Err(format!("expected {wanted:?}, got {other:?}")),
+        }
+    }
+}
+
+fn parse_expectation(line: &str, expected: &mut Expected) -> Result<(), String> {
+    if let Some(text) = line.strip_prefix("expected_fail_message ") {
+        expected.fail = Some(TextMatch::Exactly(text.trim().into()));
+        return Ok(());
+    }
+    if let Some(rest) = line.strip_prefix("expect ").filter(|_| !line.starts_with("expect {")) {
+        return parse_expect(rest.trim(), expected);
+    }
+    if let Some(value) = number(line) {
+        expected.scalar = Some(value);
+        return Ok(());
+    }
+    split_metric(line)?;
+    expected.series.push(parse_series_line(line)?);
+    Ok(())
+}
+
+fn parse_expect(text: &str, expected: &mut Expected) -> Result<(), String> {
+    if let Some(literal) = text.strip_prefix("string ") {
+        expected.string = Some(parse_text(literal.trim())?);
+        return Ok(());
+    }
+    if let Some(rest) = text.strip_prefix("range vector ") {
+        let mut words = Words(rest);
+        words.expect("from")?;
+        let start = duration(words.next())?;
+        words.expect("to")?;
+        let end = duration(words.next())?;
+        words.expect("step")?;
+        expected.range_vector = Some((start, end, duration(words.next())?));
+        return Ok(());
+    }
+    let (kind, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    let message = match rest.split_once(':') {
+        None if rest.is_empty() => TextMatch::Anything,
+        Some(("msg", message)) => TextMatch::Exactly(message.trim().into()),
+        Some(("regex", pattern)) => {
+            TextMatch::Regex(regex::Regex::new(pattern.trim()).map_err(|e| e.to_string())?)
+        }
+        _ => return Err(format!("bad expectation {text:?}")),
+    };
+    match kind {
+        "ordered" => expected.ordered = true,
+        "fail" => expected.fail = Some(message),
+        "warn" => expected.warnings.push(message),
+        "info" => expected.infos.push(message),
+        "no_warn" => expected.no_warning = true,
+        "no_info" => expected.no_info = true,
+        _ => return Err(format!("bad expectation {text:?}")),
+    }
+    Ok(())
+}

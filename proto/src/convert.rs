@@ -1,0 +1,264 @@
+//! The model's nouns to and from the messages of the internal service.
+//!
+//! Everything that comes from another node is checked here once; inside, it is trusted.
+
+use bytes::Bytes;
+use saturn_model::{
+    Fingerprint, Labels, MatchOp, Matcher, Selection, SeriesColumns, ShardBatch, ShardId, TenantId,
+    TimestampMs,
+};
+
+use crate::varint::{put_varint, take_varint, unzigzag, zigzag};
+use crate::{WireError, peer};
+
+/// A batch, stamped with the epoch of its shard's placement, as sent to a replica.
+pub fn batch_to_message(batch: &ShardBatch, epoch: u64) -> peer::AppendBatch {
+    let mut fingerprints = Vec::with_capacity(batch.fingerprints.len() * 16);
+    for fingerprint in &batch.fingerprints {
+        fingerprints.extend_from_slice(&fingerprint.to_bytes());
+    }
+    let mut sample_counts = Vec::new();
+    if batch.sample_counts.iter().any(|count| *count != 1) {
+        for count in &batch.sample_counts {
+            put_varint(&mut sample_counts, u64::from(*count));
+        }
+    }
+    let labels = batch
+        .labels
+        .iter()
+        .map(|(index, labels)| peer::SeriesLabels { index: *index, labels: labels.as_encoded().to_owned() });
+    peer::AppendBatch {
+        tenant: batch.tenant.as_str().to_owned(),
+        shard: u32::from(batch.shard.0),
+        epoch,
+        fingerprints: fingerprints.into(),
+        sample_counts: sample_counts.into(),
+        timestamps: timestamps_to_bytes(&batch.timestamps),
+        values: values_to_bytes(&batch.values),
+        labels: labels.collect(),
+    }
+}
+
+/// Checks a received batch. Inverse of [`batch_to_message`]; the epoch stays in the message.
+pub fn batch_from_message(message: &peer::AppendBatch) -> Result<ShardBatch, WireError> {
+    let (fingerprints, rest) = message.fingerprints.as_chunks::<16>();
+    if !rest.is_empty() {
+        return Err(WireError::Invalid("fingerprints are not whole".into()));
+    }
+    let sample_counts = if message.sample_counts.is_empty() {
+        vec![1; fingerprints.len()]
+    } else {
+        counts_from_bytes(&message.sample_counts)?
+    };
+    let label_sets = message.labels.iter().map(|l| Ok((l.index, labels_from_text(&l.labels)?)));
+    let batch = ShardBatch {
+        tenant: tenant_from_text(&message.tenant)?,
+        shard: shard_from_number(message.shard)?,
+        fingerprints: fingerprints.iter().map(|bytes| Fingerprint::from_bytes(*bytes)).collect(),
+        sample_counts,
+        timestamps: timestamps_from_bytes(&message.timestamps)?,
+        values: values_from_bytes(&message.values)?,
+        labels: label_sets.collect::<Result<_, WireError>>()?,
+    };
+    if batch.is_consistent() {
+        Ok(batch)
+    } else {
+        Err(WireError::Invalid("columns of an append batch do not fit each other".into()))
+    }
+}
+
+/// A selection as sent to a replica.
+pub fn selection_to_message(selection: &Selection) -> peer::Selection {
+    let matcher = |m: &Matcher| peer::Matcher {
+        name: m.name().to_owned(),
+        op: match m.op() {
+            MatchOp::Equal => peer::matcher::Op::Equal,
+            MatchOp::NotEqual => peer::matcher::Op::NotEqual,
+            MatchOp::Regex => peer::matcher::Op::Regex,
+            MatchOp::NotRegex => peer::matcher::Op::NotRegex,
+        }
+        .into(),
+        value: m.value().to_owned(),
+    };
+    peer::Selection {
+        tenant: selection.tenant.as_str().to_owned(),
+        matchers: selection.matchers.iter().map(matcher).collect(),
+        start_ms: selection.start.0,
+        end_ms: selection.end.0,
+    }
+}
+
+/// Checks a received selection.
+pub fn selection_from_message(message: &peer::Selection) -> Result<Selection, WireError> {
+    let matcher = |m: &peer::Matcher| {
+        let op = match m.op() {
+            peer::matcher::Op::Equal => MatchOp::Equal,
+            peer::matcher::Op::NotEqual => MatchOp::NotEqual,
+            peer::matcher::Op::Regex => MatchOp::Regex,
+            peer::matcher::Op::NotRegex => MatchOp::NotRegex,
+        };
+        Matcher::new(&m.name, op, &m.value).map_err(|e| WireError::Invalid(e.to_string()))
+    };
+    Ok(Selection {
+        tenant: tenant_from_text(&message.tenant)?,
+        matchers: message.matchers.iter().map(matcher).collect::<Result<_, _>>()?,
+        start: TimestampMs(message.start_ms),
+        end: TimestampMs(message.end_ms),
+    })
+}
+
+/// One series as sent to the node that merges.
+pub fn series_to_message(series: &SeriesColumns) -> peer::Series {
+    peer::Series {
+        labels: series.labels.as_encoded().to_owned(),
+        timestamps: timestamps_to_bytes(&series.timestamps),
+        values: values_to_bytes(&series.values),
+    }
+}
+
+/// Checks a received series: columns of equal length, times strictly ascending.
+pub fn series_from_message(message: &peer::Series) -> Result<SeriesColumns, WireError> {
+    let series = SeriesColumns {
+        labels: labels_from_text(&message.labels)?,
+        timestamps: timestamps_from_bytes(&message.timestamps)?,
+        values: values_from_bytes(&message.values)?,
+    };
+    let ascending = series.timestamps.is_sorted_by(|a, b| a < b);
+    if ascending && series.timestamps.len() == series.values.len() {
+        Ok(series)
+    } else {
+        Err(WireError::Invalid("columns of a series do not fit each other".into()))
+    }
+}
+
+/// Checks a received tenant name.
+pub fn tenant_from_text(text: &str) -> Result<TenantId, WireError> {
+    TenantId::new(text).map_err(|e| WireError::Invalid(e.to_string()))
+}
+
+/// Checks a received label set.
+pub fn labels_from_text(text: &str) -> Result<Labels, WireError> {
+    Labels::from_encoded(text).map_err(|e| WireError::Invalid(e.to_string()))
+}
+
+/// Checks a received shard number.
+pub fn shard_from_number(number: u32) -> Result<ShardId, WireError> {
+    let shard = u16::try_from(number);
+    shard.map(ShardId).map_err(|_| WireError::Invalid(format!("no shard has the number {number}")))
+}
+
+fn timestamps_to_bytes(timestamps: &[i64]) -> Bytes {
+    let mut bytes = Vec::with_capacity(timestamps.len() * 2 + 8);
+    let mut last = 0_i64;
+    for timestamp in timestamps {
+        put_varint(&mut bytes, zigzag(timestamp.wrapping_sub(last)));
+        last = *timestamp;
+    }
+    bytes.into()
+}
+
+fn timestamps_from_bytes(bytes: &[u8]) -> Result<Vec<i64>, WireError> {
+    let mut timestamps = Vec::new();
+    let (mut at, mut last) = (0, 0_i64);
+    while at < bytes.len() {
+        let delta = take_varint(bytes, &mut at);
+        let delta = delta.ok_or(WireError::Malformed { what: "broken timestamp", at })?;
+        last = last.wrapping_add(unzigzag(delta));
+        timestamps.push(last);
+    }
+    Ok(timestamps)
+}
+
+fn counts_from_bytes(bytes: &[u8]) -> Result<Vec<u32>, WireError> {
+    let mut counts = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let count = take_varint(bytes, &mut at).and_then(|n| u32::try_from(n).ok());
+        counts.push(count.ok_or(WireError::Malformed { what: "broken sample count", at })?);
+    }
+    Ok(counts)
+}
+
+fn values_to_bytes(values: &[f64]) -> Bytes {
+    let mut bytes = Vec::with_capacity(values.len() * 8);
+    for value in values {
+        bytes.extend_from_slice(&value.to_bits().to_le_bytes());
+    }
+    bytes.into()
+}
+
+fn values_from_bytes(bytes: &[u8]) -> Result<Vec<f64>, WireError> {
+    let (values, rest) = bytes.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(WireError::Invalid("values are not whole".into()));
+    }
+    Ok(values.iter().map(|bits| f64::from_bits(u64::from_le_bytes(*bits))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use saturn_model::Sample;
+
+    fn any_batch() -> impl Strategy<Value = ShardBatch> {
+        let samples = proptest::collection::vec((any::<i64>(), any::<u64>()), 0..4);
+        let series = (any::<u128>(), samples, proptest::option::of("[a-z]{1,9}"));
+        proptest::collection::vec(series, 0..8).prop_map(|all| {
+            let mut batch = ShardBatch::new(TenantId::new("t").expect("valid"), ShardId(9));
+            for (index, (fingerprint, samples, label)) in (0..).zip(all) {
+                batch.push_series(Fingerprint(fingerprint));
+                for (timestamp, bits) in samples {
+                    let timestamp = TimestampMs(timestamp);
+                    batch.push_sample(Sample { timestamp, value: f64::from_bits(bits) });
+                }
+                if let Some(value) = label {
+                    let labels = Labels::from_pairs([("a", value.as_str())]).expect("valid");
+                    batch.labels.push((index, labels));
+                }
+            }
+            batch
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn batches_survive(batch in any_batch()) {
+            let back = batch_from_message(&batch_to_message(&batch, 7)).expect("valid");
+            let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&back.values), bits(&batch.values));
+            prop_assert_eq!(back.timestamps, batch.timestamps);
+            prop_assert_eq!(back.fingerprints, batch.fingerprints);
+            prop_assert_eq!(back.sample_counts, batch.sample_counts);
+            prop_assert_eq!(back.labels, batch.labels);
+        }
+
+        #[test]
+        fn damaged_columns_are_refused_or_consistent(
+            batch in any_batch(), column in 0..4, cut in 0_usize..9,
+        ) {
+            let mut message = batch_to_message(&batch, 7);
+            let field = match column {
+                0 => &mut message.fingerprints,
+                1 => &mut message.sample_counts,
+                2 => &mut message.timestamps,
+                _ => &mut message.values,
+            };
+            field.truncate(field.len().saturating_sub(cut));
+            if let Ok(batch) = batch_from_message(&message) {
+                prop_assert!(batch.is_consistent());
+            }
+        }
+    }
+
+    #[test]
+    fn a_series_must_ascend() {
+        let series = |timestamps: Vec<i64>| SeriesColumns {
+            labels: Labels::empty(),
+            values: vec![0.0; timestamps.len()],
+            timestamps,
+        };
+        assert!(series_from_message(&series_to_message(&series(vec![-5, 1, 2]))).is_ok());
+        assert!(series_from_message(&series_to_message(&series(vec![1, 1]))).is_err());
+    }
+}

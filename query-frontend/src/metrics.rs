@@ -1,0 +1,59 @@
+//! What the frontend counts about itself.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// How a query ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Outcome {
+    Complete,
+    Incomplete,
+    Refused,
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OutcomeLabel {
+    pub(crate) outcome: Outcome,
+}
+
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    pub(crate) queries: Family<OutcomeLabel, Counter>,
+    pub(crate) running: Gauge,
+    pub(crate) duration_seconds: Histogram,
+    pub(crate) fetched_samples: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            queries: Family::default(),
+            running: Gauge::default(),
+            duration_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            fetched_samples: Counter::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("saturn_query_frontend");
+        registry.register("queries", "Queries by how they ended", metrics.queries.clone());
+        registry.register("queries_running", "Queries running now", metrics.running.clone());
+        registry.register(
+            "query_duration_seconds",
+            "Time from a query's arrival to its answer",
+            metrics.duration_seconds.clone(),
+        );
+        registry.register(
+            "fetched_samples",
+            "Samples fetched for queries, after merging the replicas",
+            metrics.fetched_samples.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn count(&self, outcome: Outcome) {
+        self.queries.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+}

@@ -1,0 +1,202 @@
+//! The placement that this node acts on.
+//!
+//! Readers get a consistent snapshot. Changes move a shard's epoch forward only, and are durable before
+//! anyone sees them: acting under an epoch and then forgetting it would undo the fence. This module does not
+//! decide who owns what.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use saturn_model::ShardId;
+use saturn_ring::{Placement, PlacementError, ShardRecord};
+
+/// Whatever went wrong when storing a placement.
+pub type PersistError = Box<dyn Error + Send + Sync>;
+
+type Persist = Box<dyn Fn(&Placement) -> Result<(), PersistError> + Send + Sync>;
+
+/// The current placement, shared by everything on this node.
+pub struct PlacementHandle {
+    current: RwLock<Arc<Placement>>,
+    /// Held while a change is stored; makes changes happen one after another.
+    persist: Mutex<Persist>,
+}
+
+/// What became of a record or placement that was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// It is in force now.
+    Adopted,
+    /// Nothing in it is newer than what is known.
+    Known,
+}
+
+/// Why a record or placement was not adopted. The old one stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// It belongs to another cluster.
+    #[error("the placement is of another cluster")]
+    ForeignCluster,
+    /// It makes no sense here.
+    #[error("the newer placement is not valid")]
+    Invalid(#[from] PlacementError),
+    /// There is no such shard.
+    #[error("there is no shard {0}")]
+    NoSuchShard(ShardId),
+    /// It could not be stored.
+    #[error("the newer placement could not be stored")]
+    Persist(#[source] PersistError),
+}
+
+impl PlacementHandle {
+    /// Starts from a placement that is durable already. `persist` must make its argument durable before
+    /// it returns; it may block.
+    pub fn new(
+        placement: Placement,
+        persist: impl Fn(&Placement) -> Result<(), PersistError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { current: RwLock::new(Arc::new(placement)), persist: Mutex::new(Box::new(persist)) }
+    }
+
+    /// The placement now.
+    pub fn load(&self) -> Arc<Placement> {
+        Arc::clone(&self.current.read())
+    }
+
+    /// Takes over a newer record of a shard. Blocks while it is stored.
+    pub fn adopt(&self, shard: ShardId, record: ShardRecord) -> Result<Adoption, AdoptError> {
+        self.change(|placement| {
+            let mine = placement.shards.get_mut(usize::from(shard.0));
+            let mine = mine.ok_or(AdoptError::NoSuchShard(shard))?;
+            if record.epoch <= mine.epoch {
+                return Ok(Adoption::Known);
+            }
+            *mine = record;
+            Ok(Adoption::Adopted)
+        })
+    }
+
+    /// Takes over what is newer in `theirs`: shard by shard the record of the higher epoch, and the member
+    /// list of the higher version. Blocks while it is stored.
+    pub fn adopt_placement(&self, theirs: &Placement) -> Result<Adoption, AdoptError> {
+        theirs.validate()?;
+        self.change(|placement| {
+            if theirs.cluster != placement.cluster {
+                return Err(AdoptError::ForeignCluster);
+            }
+            if theirs.shards.len() != placement.shards.len() {
+                let shard = ShardId(theirs.shard_count().min(placement.shard_count()));
+                return Err(AdoptError::NoSuchShard(shard));
+            }
+            let mut adoption = Adoption::Known;
+            for (mine, theirs) in placement.shards.iter_mut().zip(&theirs.shards) {
+                if theirs.epoch > mine.epoch {
+                    mine.clone_from(theirs);
+                    adoption = Adoption::Adopted;
+                }
+            }
+            if theirs.version > placement.version {
+                placement.version = theirs.version;
+                placement.replication_factor = theirs.replication_factor;
+                placement.members.clone_from(&theirs.members);
+                adoption = Adoption::Adopted;
+            }
+            Ok(adoption)
+        })
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut Placement) -> Result<Adoption, AdoptError>,
+    ) -> Result<Adoption, AdoptError> {
+        let persist = self.persist.lock();
+        let mut placement = Placement::clone(&self.load());
+        if change(&mut placement)? == Adoption::Known {
+            return Ok(Adoption::Known);
+        }
+        placement.validate()?;
+        persist(&placement).map_err(AdoptError::Persist)?;
+        *self.current.write() = Arc::new(placement);
+        Ok(Adoption::Adopted)
+    }
+}
+
+impl fmt::Debug for PlacementHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let placement = self.load();
+        f.debug_struct("PlacementHandle").field("version", &placement.version).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use saturn_ring::{ClusterId, Epoch, Generation, PlacementMember, Zone};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn placement() -> Placement {
+        let member = |name: &str| PlacementMember {
+            id: saturn_ring::NodeId::new(name).expect("valid"),
+            generation: Generation(Uuid::nil()),
+            zone: Zone::new(name).expect("valid"),
+        };
+        let members = [member("a"), member("b"), member("c")];
+        Placement::form(ClusterId(Uuid::nil()), &members, 4, 3).expect("enough nodes")
+    }
+
+    #[test]
+    fn epochs_only_grow_and_are_stored_first() {
+        let stored = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&stored);
+        let handle = PlacementHandle::new(placement(), move |p| {
+            seen.store(p.shards[1].epoch.0, Ordering::SeqCst);
+            Ok(())
+        });
+        let mut record = handle.load().shards[1].clone();
+        record.epoch = Epoch(5);
+        assert_eq!(handle.adopt(ShardId(1), record.clone()).expect("stored"), Adoption::Adopted);
+        assert_eq!((stored.load(Ordering::SeqCst), handle.load().shards[1].epoch), (5, Epoch(5)));
+        record.epoch = Epoch(4);
+        assert_eq!(handle.adopt(ShardId(1), record.clone()).expect("known"), Adoption::Known);
+        assert_eq!(handle.load().shards[1].epoch, Epoch(5));
+        assert!(matches!(handle.adopt(ShardId(4), record), Err(AdoptError::NoSuchShard(ShardId(4)))));
+    }
+
+    #[test]
+    fn what_cannot_be_stored_or_is_damaged_changes_nothing() {
+        let broken = Arc::new(AtomicBool::new(true));
+        let is_broken = Arc::clone(&broken);
+        let handle = PlacementHandle::new(placement(), move |_| {
+            if is_broken.load(Ordering::SeqCst) { Err("disk full".into()) } else { Ok(()) }
+        });
+        let mut record = handle.load().shards[0].clone();
+        record.epoch = Epoch(2);
+        assert!(matches!(handle.adopt(ShardId(0), record.clone()), Err(AdoptError::Persist(_))));
+        assert_eq!(*handle.load(), placement());
+        broken.store(false, Ordering::SeqCst);
+        record.slots.pop();
+        assert!(matches!(handle.adopt(ShardId(0), record), Err(AdoptError::Invalid(_))));
+        assert_eq!(*handle.load(), placement());
+    }
+
+    #[test]
+    fn a_pushed_placement_brings_only_what_is_newer() {
+        let handle = PlacementHandle::new(placement(), |_| Ok(()));
+        let mut record = handle.load().shards[0].clone();
+        record.epoch = Epoch(9);
+        handle.adopt(ShardId(0), record).expect("stored");
+        let mut theirs = placement();
+        assert_eq!(handle.adopt_placement(&theirs).expect("valid"), Adoption::Known);
+        theirs.shards[2].epoch = Epoch(3);
+        assert_eq!(handle.adopt_placement(&theirs).expect("valid"), Adoption::Adopted);
+        let epochs: Vec<u64> = handle.load().shards.iter().map(|record| record.epoch.0).collect();
+        assert_eq!(epochs, [9, 1, 3, 1]);
+        theirs.cluster = ClusterId(Uuid::max());
+        assert!(matches!(handle.adopt_placement(&theirs), Err(AdoptError::ForeignCluster)));
+    }
+}

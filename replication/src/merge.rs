@@ -1,0 +1,90 @@
+//! Many replicas' answers to one.
+//!
+//! Pure. The result is the same whatever the order of the answers, and sorted by labels. Samples that replicas
+//! disagree on are settled by the rule of `saturn_model::resolve`.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use saturn_model::{Labels, SeriesColumns};
+
+use crate::LabelsAnswer;
+
+/// One series per label set, sorted by labels.
+pub(crate) fn merge_series(answers: Vec<Vec<SeriesColumns>>) -> Vec<SeriesColumns> {
+    let mut merged: Vec<SeriesColumns> = Vec::with_capacity(answers.first().map_or(0, Vec::len));
+    let mut place_of: HashMap<Labels, usize> = HashMap::with_capacity(merged.capacity());
+    for series in answers.into_iter().flatten() {
+        match place_of.entry(series.labels.clone()) {
+            Entry::Occupied(place) => merged[*place.get()].merge(&series.timestamps, &series.values),
+            Entry::Vacant(place) => {
+                place.insert(merged.len());
+                merged.push(series);
+            }
+        }
+    }
+    merged.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
+    merged
+}
+
+/// All texts once, sorted.
+pub(crate) fn merge_texts(answers: Vec<LabelsAnswer>) -> Vec<String> {
+    let texts = answers.into_iter().flat_map(|answer| match answer {
+        LabelsAnswer::Texts(texts) => texts,
+        LabelsAnswer::Series(_) => Vec::new(),
+    });
+    sorted(texts.collect())
+}
+
+/// All label sets once, sorted.
+pub(crate) fn merge_label_sets(answers: Vec<LabelsAnswer>) -> Vec<Labels> {
+    let sets = answers.into_iter().flat_map(|answer| match answer {
+        LabelsAnswer::Series(sets) => sets,
+        LabelsAnswer::Texts(_) => Vec::new(),
+    });
+    sorted(sets.collect())
+}
+
+fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {
+    items.sort_unstable();
+    items.dedup();
+    items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(name: &str, samples: &[(i64, f64)]) -> SeriesColumns {
+        SeriesColumns {
+            labels: Labels::from_pairs([("__name__", name)]).expect("valid"),
+            timestamps: samples.iter().map(|(t, _)| *t).collect(),
+            values: samples.iter().map(|(_, v)| *v).collect(),
+        }
+    }
+
+    fn view(merged: &[SeriesColumns]) -> Vec<(&str, &[i64], &[f64])> {
+        merged.iter().map(|s| (s.labels.metric_name(), &s.timestamps[..], &s.values[..])).collect()
+    }
+
+    #[test]
+    fn answers_are_united_in_any_order() {
+        let a = vec![series("up", &[(1, 1.0), (3, 3.0)]), series("b", &[(1, 1.0)])];
+        let b = vec![series("a", &[(5, 5.0)]), series("up", &[(2, 2.0), (3, 4.0)])];
+        let merged = merge_series(vec![a.clone(), b.clone()]);
+        let expected: [(&str, &[i64], &[f64]); 3] =
+            [("a", &[5], &[5.0]), ("b", &[1], &[1.0]), ("up", &[1, 2, 3], &[1.0, 2.0, 4.0])];
+        assert_eq!(view(&merged), expected);
+        assert_eq!(view(&merge_series(vec![b, a])), expected);
+        assert!(merge_series(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn texts_and_label_sets_are_united() {
+        let texts = |texts: &[&str]| LabelsAnswer::Texts(texts.iter().map(|t| (*t).to_owned()).collect());
+        assert_eq!(merge_texts(vec![texts(&["b", "a"]), texts(&["c", "b"])]), ["a", "b", "c"]);
+        let set = |name: &str| Labels::from_pairs([("__name__", name)]).expect("valid");
+        let sets = |names: &[&str]| LabelsAnswer::Series(names.iter().map(|name| set(name)).collect());
+        assert_eq!(merge_label_sets(vec![sets(&["b", "a"]), sets(&["b"])]), [set("a"), set("b")]);
+    }
+}

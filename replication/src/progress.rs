@@ -1,0 +1,277 @@
+//! A read under way: which replicas were asked for which shards, and whom to ask next.
+//!
+//! Pure. Every shard wants answers of a quorum of its slots under one epoch. At first exactly a quorum is asked;
+//! a failure, a refusal or too long a silence brings in the next slot. Order of preference: this node,
+//! then those that gossip calls alive, then by shard number, so that the load spreads evenly.
+
+use std::collections::BTreeMap;
+
+use saturn_model::ShardId;
+use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
+
+use crate::MissingShard;
+
+/// One request to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ask {
+    pub(crate) node: NodeId,
+    pub(crate) shards: Vec<(ShardId, Epoch)>,
+}
+
+/// All shards of a read.
+pub(crate) struct ReadProgress<T> {
+    /// The index is the shard's number.
+    shards: Vec<ShardRead<T>>,
+}
+
+struct ShardRead<T> {
+    epoch: Epoch,
+    quorum: usize,
+    /// The record's nodes, in the order in which they are asked.
+    candidates: Vec<NodeId>,
+    /// How many of the candidates were asked.
+    asked: usize,
+    /// How many of these have not answered.
+    waiting: usize,
+    answers: Vec<T>,
+    failures: Vec<String>,
+    restarted: bool,
+}
+
+/// The nodes of a shard's record in the order in which to ask them.
+fn preference(
+    shard: ShardId,
+    record: &ShardRecord,
+    me: &NodeId,
+    is_alive: impl Fn(&NodeId) -> bool,
+) -> Vec<NodeId> {
+    let others = record.slots.iter().filter(|node| *node != me);
+    let (mut alive, mut dead): (Vec<_>, Vec<_>) = others.partition(|node| is_alive(node));
+    for group in [&mut alive, &mut dead] {
+        let turn = usize::from(shard.0) % group.len().max(1);
+        group.rotate_left(turn);
+    }
+    let mine = record.slots.iter().filter(|node| *node == me);
+    mine.chain(alive).chain(dead).cloned().collect()
+}
+
+impl<T> ShardRead<T> {
+    fn new(record: &ShardRecord, candidates: Vec<NodeId>) -> Self {
+        Self {
+            epoch: record.epoch,
+            quorum: record.slots.len() / 2 + 1,
+            candidates,
+            asked: 0,
+            waiting: 0,
+            answers: Vec::new(),
+            failures: Vec::new(),
+            restarted: false,
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.answers.len() >= self.quorum
+    }
+
+    fn ask_next(&mut self) -> Option<NodeId> {
+        let next = self.candidates.get(self.asked)?.clone();
+        self.asked += 1;
+        self.waiting += 1;
+        Some(next)
+    }
+}
+
+impl<T> ReadProgress<T> {
+    /// Nobody has been asked yet.
+    pub(crate) fn new(placement: &Placement, me: &NodeId, is_alive: impl Fn(&NodeId) -> bool) -> Self {
+        let shards = (0_u16..).map(ShardId).zip(&placement.shards);
+        let shards =
+            shards.map(|(shard, record)| ShardRead::new(record, preference(shard, record, me, &is_alive)));
+        Self { shards: shards.collect() }
+    }
+
+    /// What must be sent so that every shard can get its quorum.
+    pub(crate) fn ask_needed(&mut self) -> Vec<Ask> {
+        self.ask(|read| read.quorum.saturating_sub(read.answers.len() + read.waiting))
+    }
+
+    /// One more request for every shard that still waits and has someone left to ask.
+    pub(crate) fn ask_spare(&mut self) -> Vec<Ask> {
+        self.ask(|read| usize::from(!read.is_complete()))
+    }
+
+    /// Asks, for each shard, so many more of its nodes, as far as there are any.
+    fn ask(&mut self, how_many: impl Fn(&ShardRead<T>) -> usize) -> Vec<Ask> {
+        let mut by_node: BTreeMap<NodeId, Vec<(ShardId, Epoch)>> = BTreeMap::new();
+        for (shard, read) in (0_u16..).map(ShardId).zip(&mut self.shards) {
+            for _ in 0..how_many(read) {
+                let Some(node) = read.ask_next() else { break };
+                by_node.entry(node).or_default().push((shard, read.epoch));
+            }
+        }
+        by_node.into_iter().map(|(node, shards)| Ask { node, shards }).collect()
+    }
+
+    /// A replica answered for a shard.
+    pub(crate) fn answered(&mut self, shard: ShardId, epoch: Epoch, answer: T) {
+        if let Some(read) = self.awaited(shard, epoch) {
+            read.answers.push(answer);
+        }
+    }
+
+    /// A replica did not answer for a shard.
+    pub(crate) fn failed(&mut self, shard: ShardId, epoch: Epoch, node: &NodeId, reason: &str) {
+        if let Some(read) = self.awaited(shard, epoch) {
+            read.failures.push(format!("{node}: {reason}"));
+        }
+    }
+
+    fn awaited(&mut self, shard: ShardId, epoch: Epoch) -> Option<&mut ShardRead<T>> {
+        let read = self.shards.get_mut(usize::from(shard.0))?;
+        if read.epoch != epoch {
+            return None; // An answer to what was asked before the shard was restarted.
+        }
+        read.waiting = read.waiting.saturating_sub(1);
+        Some(read)
+    }
+
+    /// Starts a shard again under a newer record. Once: false if that has happened before, in which
+    /// case nothing changes. Also false if the record is not newer.
+    pub(crate) fn restart(
+        &mut self,
+        shard: ShardId,
+        record: &ShardRecord,
+        me: &NodeId,
+        is_alive: impl Fn(&NodeId) -> bool,
+    ) -> bool {
+        let Some(read) = self.shards.get_mut(usize::from(shard.0)) else { return false };
+        if read.restarted || record.epoch <= read.epoch {
+            return false;
+        }
+        *read = ShardRead::new(record, preference(shard, record, me, is_alive));
+        read.restarted = true;
+        true
+    }
+
+    /// Whether no answer that may still come can make a difference.
+    pub(crate) fn is_done(&self) -> bool {
+        self.shards.iter().all(|read| read.is_complete() || read.waiting == 0)
+    }
+
+    /// All answers, and the shards without a quorum of them. `silence` describes those who did not answer.
+    pub(crate) fn finish(self, silence: &str) -> (Vec<T>, Vec<MissingShard>) {
+        let (mut answers, mut missing) = (Vec::new(), Vec::new());
+        for (shard, mut read) in (0_u16..).map(ShardId).zip(self.shards) {
+            if !read.is_complete() {
+                if read.waiting > 0 {
+                    read.failures.push(format!("{} of its replicas: {silence}", read.waiting));
+                }
+                read.failures.sort();
+                missing.push(MissingShard { shard, reason: read.failures.join("; ") });
+            }
+            answers.append(&mut read.answers);
+        }
+        (answers, missing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use saturn_ring::{ClusterId, Generation, PlacementMember, Zone};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).expect("valid")
+    }
+
+    fn placement(nodes: &[&str], shards: u16, rf: u8) -> Placement {
+        let member = |name: &&str| PlacementMember {
+            id: node(name),
+            generation: Generation(Uuid::nil()),
+            zone: Zone::new(name).expect("valid"),
+        };
+        let members: Vec<_> = nodes.iter().map(member).collect();
+        Placement::form(ClusterId(Uuid::nil()), &members, shards, rf).expect("enough nodes")
+    }
+
+    fn shards_asked(asks: &[Ask]) -> BTreeMap<&str, usize> {
+        asks.iter().map(|ask| (ask.node.as_str(), ask.shards.len())).collect()
+    }
+
+    const FIRST: Epoch = Epoch::FIRST;
+
+    #[test]
+    fn a_quorum_is_asked_and_the_load_spreads() {
+        let placement = placement(&["a", "b", "c"], 64, 3);
+        let mut read = ReadProgress::<u8>::new(&placement, &node("a"), |_| true);
+        assert_eq!(shards_asked(&read.ask_needed()), BTreeMap::from([("a", 64), ("b", 32), ("c", 32)]));
+        assert!(read.ask_needed().is_empty());
+        let mut outsider = ReadProgress::<u8>::new(&placement, &node("z"), |_| true);
+        let asked = outsider.ask_needed();
+        assert!(asked.iter().all(|ask| (42..=43).contains(&ask.shards.len())), "{asked:?}");
+    }
+
+    #[test]
+    fn the_dead_are_asked_last() {
+        let placement = placement(&["a", "b", "c"], 8, 3);
+        let mut read = ReadProgress::<u8>::new(&placement, &node("a"), |id| *id != node("b"));
+        assert_eq!(shards_asked(&read.ask_needed()), BTreeMap::from([("a", 8), ("c", 8)]));
+        assert_eq!(shards_asked(&read.ask_spare()), BTreeMap::from([("b", 8)]));
+        assert!(read.ask_spare().is_empty());
+    }
+
+    #[test]
+    fn a_failure_brings_in_the_next() {
+        let placement = placement(&["a", "b", "c"], 1, 3);
+        let shard = ShardId(0);
+        let mut read = ReadProgress::new(&placement, &node("a"), |_| true);
+        assert_eq!(shards_asked(&read.ask_needed()), BTreeMap::from([("a", 1), ("b", 1)]));
+        read.answered(shard, FIRST, 'a');
+        read.failed(shard, FIRST, &node("b"), "down");
+        assert_eq!(shards_asked(&read.ask_needed()), BTreeMap::from([("c", 1)]));
+        assert!(!read.is_done());
+        read.answered(shard, FIRST, 'c');
+        assert!(read.is_done());
+        assert_eq!(read.finish("silent"), (vec!['a', 'c'], vec![]));
+    }
+
+    #[test]
+    fn a_shard_without_quorum_is_missing() {
+        let placement = placement(&["a", "b", "c"], 1, 3);
+        let shard = ShardId(0);
+        let mut read = ReadProgress::new(&placement, &node("a"), |_| true);
+        read.ask_needed();
+        read.ask_spare();
+        read.answered(shard, FIRST, 'a');
+        read.failed(shard, FIRST, &node("b"), "down");
+        assert!(!read.is_done());
+        let reason = "1 of its replicas: silent; b: down".to_owned();
+        assert_eq!(read.finish("silent"), (vec!['a'], vec![MissingShard { shard, reason }]));
+    }
+
+    #[test]
+    fn a_newer_record_starts_the_shard_over_once() {
+        let placement = placement(&["a", "b", "c"], 1, 3);
+        let (shard, me) = (ShardId(0), node("a"));
+        let mut read = ReadProgress::new(&placement, &me, |_| true);
+        read.ask_needed();
+        read.answered(shard, FIRST, 'a');
+        let newer = ShardRecord { epoch: Epoch(2), slots: placement.shards[0].slots.clone() };
+        assert!(read.restart(shard, &newer, &me, |_| true));
+        read.answered(shard, FIRST, 'b');
+        assert_eq!(shards_asked(&read.ask_needed()), BTreeMap::from([("a", 1), ("b", 1)]));
+        let newest = ShardRecord { epoch: Epoch(3), ..newer };
+        assert!(!read.restart(shard, &newest, &me, |_| true));
+        assert_eq!(read.finish("silent").0, Vec::<char>::new());
+    }
+
+    #[test]
+    fn one_replica_is_asked_alone() {
+        let placement = placement(&["a"], 4, 1);
+        let mut read = ReadProgress::<u8>::new(&placement, &node("a"), |_| true);
+        assert_eq!(shards_asked(&read.ask_needed()), BTreeMap::from([("a", 4)]));
+        assert!(read.ask_spare().is_empty());
+    }
+}

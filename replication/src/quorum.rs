@@ -1,0 +1,188 @@
+//! Counting acknowledgements: has every shard of a write its quorum, or can one no longer get it?
+//!
+//! Pure. A shard's quorum is the quorum of each of its series: all series of a batch go to the same
+//! replicas, and a replica counts only when it has stored every one of them. Answers count within one epoch:
+//! a shard that is started again under a newer record forgets those to the older one.
+
+use saturn_ring::{Epoch, NodeId, ShardRecord};
+
+/// One write's shards, by their index in the request.
+#[derive(Debug)]
+pub(crate) struct QuorumTracker {
+    shards: Vec<ShardProgress>,
+}
+
+#[derive(Debug)]
+struct ShardProgress {
+    epoch: Epoch,
+    slots: Vec<(NodeId, SlotState)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum SlotState {
+    Waiting,
+    Stored,
+    Failed(String),
+}
+
+/// How a write stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Answers are awaited.
+    Pending,
+    /// Every shard has its quorum.
+    Acked,
+    /// Some shard cannot reach its quorum any more.
+    Impossible,
+}
+
+impl ShardProgress {
+    fn new(record: &ShardRecord) -> Self {
+        let slots = record.slots.iter().map(|node| (node.clone(), SlotState::Waiting)).collect();
+        Self { epoch: record.epoch, slots }
+    }
+
+    fn standing(&self) -> Standing {
+        let quorum = self.slots.len() / 2 + 1;
+        let count = |state: fn(&SlotState) -> bool| self.slots.iter().filter(|(_, s)| state(s)).count();
+        let stored = count(|state| *state == SlotState::Stored);
+        let failed = count(|state| matches!(state, SlotState::Failed(_)));
+        if stored >= quorum {
+            Standing::Acked
+        } else if self.slots.len() - failed < quorum {
+            Standing::Impossible
+        } else {
+            Standing::Pending
+        }
+    }
+}
+
+impl QuorumTracker {
+    /// Nothing has been answered yet.
+    pub(crate) fn new<'a>(records: impl IntoIterator<Item = &'a ShardRecord>) -> Self {
+        Self { shards: records.into_iter().map(ShardProgress::new).collect() }
+    }
+
+    /// The epoch that answers for this shard must be given under to count.
+    pub(crate) fn epoch(&self, index: usize) -> Epoch {
+        self.shards[index].epoch
+    }
+
+    /// `node` has stored everything of the shard.
+    pub(crate) fn stored(&mut self, index: usize, node: &NodeId) {
+        self.set(index, node, SlotState::Stored);
+    }
+
+    /// `node` will not store the shard's batch, or not tell.
+    pub(crate) fn failed(&mut self, index: usize, node: &NodeId, reason: String) {
+        self.set(index, node, SlotState::Failed(reason));
+    }
+
+    /// Starts a shard again under a newer record.
+    pub(crate) fn restart(&mut self, index: usize, record: &ShardRecord) {
+        self.shards[index] = ShardProgress::new(record);
+    }
+
+    fn set(&mut self, index: usize, node: &NodeId, state: SlotState) {
+        let slots = &mut self.shards[index].slots;
+        if let Some((_, slot)) = slots.iter_mut().find(|(id, _)| id == node) {
+            *slot = state;
+        }
+    }
+
+    /// How the whole write stands.
+    pub(crate) fn standing(&self) -> Standing {
+        let mut all = Standing::Acked;
+        for shard in &self.shards {
+            match shard.standing() {
+                Standing::Impossible => return Standing::Impossible,
+                Standing::Pending => all = Standing::Pending,
+                Standing::Acked => {}
+            }
+        }
+        all
+    }
+
+    /// The shards without quorum, by index, each with what its replicas said.
+    pub(crate) fn missing(&self, silence: &str) -> Vec<(usize, String)> {
+        let unacked = self.shards.iter().enumerate().filter(|(_, shard)| shard.standing() != Standing::Acked);
+        let describe = |shard: &ShardProgress| {
+            let mut reasons = Vec::new();
+            for (node, state) in &shard.slots {
+                match state {
+                    SlotState::Stored => {}
+                    SlotState::Waiting => reasons.push(format!("{node}: {silence}")),
+                    SlotState::Failed(reason) => reasons.push(format!("{node}: {reason}")),
+                }
+            }
+            reasons.join("; ")
+        };
+        unacked.map(|(index, shard)| (index, describe(shard))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).expect("valid")
+    }
+
+    fn record(epoch: u64, nodes: &[&str]) -> ShardRecord {
+        ShardRecord { epoch: Epoch(epoch), slots: nodes.iter().map(|name| node(name)).collect() }
+    }
+
+    #[test]
+    fn two_of_three_of_every_shard_ack() {
+        let mut tracker = QuorumTracker::new(&[record(1, &["a", "b", "c"]), record(1, &["b", "c", "d"])]);
+        tracker.stored(0, &node("a"));
+        tracker.stored(0, &node("b"));
+        tracker.stored(1, &node("b"));
+        assert_eq!(tracker.standing(), Standing::Pending);
+        tracker.failed(1, &node("c"), "down".into());
+        assert_eq!(tracker.standing(), Standing::Pending);
+        tracker.stored(1, &node("d"));
+        assert_eq!(tracker.standing(), Standing::Acked);
+        assert!(tracker.missing("silent").is_empty());
+    }
+
+    #[test]
+    fn one_node_counts_once_and_strangers_do_not_count() {
+        let mut tracker = QuorumTracker::new(&[record(1, &["a", "b", "c"])]);
+        tracker.stored(0, &node("a"));
+        tracker.stored(0, &node("a"));
+        tracker.stored(0, &node("z"));
+        assert_eq!(tracker.standing(), Standing::Pending);
+    }
+
+    #[test]
+    fn two_failures_of_three_are_final() {
+        let mut tracker = QuorumTracker::new(&[record(1, &["a", "b", "c"])]);
+        tracker.failed(0, &node("a"), "down".into());
+        assert_eq!(tracker.standing(), Standing::Pending);
+        tracker.failed(0, &node("c"), "full".into());
+        assert_eq!(tracker.standing(), Standing::Impossible);
+        assert_eq!(tracker.missing("silent"), [(0, "a: down; b: silent; c: full".to_owned())]);
+    }
+
+    #[test]
+    fn a_newer_record_starts_over() {
+        let mut tracker = QuorumTracker::new(&[record(1, &["a", "b", "c"])]);
+        tracker.stored(0, &node("a"));
+        tracker.restart(0, &record(2, &["a", "b", "d"]));
+        tracker.stored(0, &node("b"));
+        assert_eq!((tracker.standing(), tracker.epoch(0)), (Standing::Pending, Epoch(2)));
+        tracker.stored(0, &node("d"));
+        assert_eq!(tracker.standing(), Standing::Acked);
+    }
+
+    #[test]
+    fn a_single_replica_is_its_own_quorum() {
+        let mut tracker = QuorumTracker::new(&[record(1, &["a"])]);
+        assert_eq!(tracker.standing(), Standing::Pending);
+        tracker.stored(0, &node("a"));
+        assert_eq!(tracker.standing(), Standing::Acked);
+        assert_eq!(QuorumTracker::new(&[]).standing(), Standing::Acked);
+    }
+}

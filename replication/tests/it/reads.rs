@@ -1,0 +1,176 @@
+//! What reads find, whom they ask, and what they say is missing.
+
+use std::time::Duration;
+
+use saturn_model::SeriesColumns;
+use saturn_replication::{Completeness, ReadAnswer, ReadError};
+use tokio::time::Instant;
+
+use crate::cluster::{SHARDS, World, everything, labels_of};
+
+const NODES: [&str; 3] = ["a", "b", "c"];
+const SERIES: u32 = 100;
+
+async fn select(world: &World) -> ReadAnswer<Vec<SeriesColumns>> {
+    world.coordinator.select(&everything(), 1000).await.expect("an answer")
+}
+
+/// Waits until the background of earlier writes is over.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(5)).await;
+}
+
+fn missing_shards<T>(answer: &ReadAnswer<T>) -> usize {
+    match &answer.completeness {
+        Completeness::Complete => 0,
+        Completeness::Partial { missing } => missing.len(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acked_write_is_read_back_merged_and_sorted() {
+    let world = World::new(&NODES, 3);
+    world.write(SERIES, 1, 1.0).await.expect("acked");
+    settle().await;
+    world.cluster.kill("b");
+    world.write(SERIES, 2, 2.0).await.expect("acked");
+    settle().await;
+    world.cluster.with("b", |replica| replica.dead = false);
+    world.cluster.kill("c");
+    world.write(SERIES, 3, 3.0).await.expect("acked");
+    settle().await;
+    // a holds all three, b lacks the second, c the third; any two of them make the whole.
+    for dead in NODES {
+        for node in NODES {
+            world.cluster.with(node, |replica| replica.dead = node == dead);
+        }
+        let answer = select(&world).await;
+        assert_eq!(answer.completeness, Completeness::Complete);
+        assert_eq!(answer.value.len(), SERIES as usize);
+        assert!(answer.value.is_sorted_by(|x, y| x.labels < y.labels), "sorted, without duplicates");
+        assert!(answer.value.iter().all(|s| s.timestamps == [1, 2, 3] && s.values == [1.0, 2.0, 3.0]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_dead_replicas_make_the_answer_say_so() {
+    let world = World::new(&["a", "b", "c", "d", "e"], 3);
+    world.write(SERIES, 1, 1.0).await.expect("acked");
+    settle().await;
+    world.cluster.kill("d");
+    world.cluster.kill("e");
+    let start = Instant::now();
+    let answer = select(&world).await;
+    let placement = world.placement.load();
+    let is_dead = |node: &&saturn_ring::NodeId| ["d", "e"].contains(&node.as_str());
+    let hit: Vec<_> = (0..SHARDS)
+        .filter(|s| placement.shards[usize::from(*s)].slots.iter().filter(is_dead).count() == 2)
+        .collect();
+    assert!(!hit.is_empty() && hit.len() < usize::from(SHARDS), "some shards, not all");
+    let Completeness::Partial { missing } = &answer.completeness else { panic!("complete") };
+    assert_eq!(missing.iter().map(|m| m.shard.0).collect::<Vec<_>>(), hit);
+    assert_eq!(missing[0].reason, "d: unreachable: connection refused; e: unreachable: connection refused");
+    assert!(start.elapsed() < Duration::from_secs(1), "nobody waits for the dead");
+    assert_eq!(answer.value.len(), SERIES as usize, "the last replica's word is in the answer");
+    assert_eq!(world.metric("incomplete_reads_total"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn if_nobody_answers_every_shard_is_missing() {
+    let world = World::new(&NODES, 3);
+    NODES.iter().for_each(|node| world.cluster.kill(node));
+    let answer = select(&world).await;
+    assert_eq!((missing_shards(&answer), answer.value.len()), (usize::from(SHARDS), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_replica_is_hedged() {
+    let world = World::new(&NODES, 3);
+    world.write(SERIES, 1, 1.0).await.expect("acked");
+    settle().await;
+    let start = Instant::now();
+    select(&world).await;
+    assert!(start.elapsed() < Duration::from_millis(100));
+    assert_eq!(world.metric("hedged_reads_total"), 0);
+    world.cluster.with("b", |replica| replica.delay = Duration::from_secs(20));
+    let start = Instant::now();
+    let answer = select(&world).await;
+    assert_eq!((missing_shards(&answer), answer.value.len()), (0, SERIES as usize));
+    let took = start.elapsed();
+    assert!(took > Duration::from_secs(1) && took < Duration::from_millis(1100), "{took:?}");
+    assert_eq!(world.metric("hedged_reads_total"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_ends_at_the_deadline() {
+    let world = World::new(&NODES, 3);
+    for node in ["b", "c"] {
+        world.cluster.with(node, |replica| replica.delay = Duration::from_secs(100));
+    }
+    let start = Instant::now();
+    let answer = select(&world).await;
+    assert_eq!((missing_shards(&answer), start.elapsed().as_secs()), (usize::from(SHARDS), 30));
+    let Completeness::Partial { missing } = &answer.completeness else { panic!("complete") };
+    assert_eq!(missing[0].reason, "2 of its replicas: no answer within 30s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quorum_is_asked_no_more() {
+    let world = World::new(&NODES, 3);
+    select(&world).await;
+    let asked: u32 = NODES.map(|node| world.cluster.with(node, |r| r.selects)).iter().sum();
+    assert_eq!(asked, 3, "one request for each node covers all its shards");
+    let world = World::new(&["a"], 1);
+    assert_eq!(missing_shards(&select(&world).await), 0);
+    assert_eq!(world.cluster.with("a", |r| r.selects), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_and_behind_are_mended_on_the_way() {
+    let world = World::new(&NODES, 3);
+    world.write(SERIES, 1, 1.0).await.expect("acked");
+    settle().await;
+    world.cluster.set_epoch(&["b", "c"], 7);
+    let answer = select(&world).await;
+    assert_eq!((missing_shards(&answer), answer.value.len()), (0, SERIES as usize));
+    assert!(world.placement.load().shards.iter().all(|record| record.epoch.0 == 7));
+    assert!(world.cluster.with("a", |replica| replica.pushes) > 0, "a was behind");
+    for node in NODES {
+        world.cluster.with(node, |replica| replica.placement = None);
+    }
+    let answer = select(&world).await;
+    assert_eq!((missing_shards(&answer), answer.value.len()), (0, SERIES as usize));
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_series_are_an_error() {
+    let world = World::new(&NODES, 3);
+    world.write(SERIES, 1, 1.0).await.expect("acked");
+    let error = world.coordinator.select(&everything(), 99).await.expect_err("over the limit");
+    assert_eq!(error.to_string(), "the selection matches 100 series, over the limit of 99");
+    world.cluster.with("b", |replica| replica.too_many = true);
+    let error = world.coordinator.select(&everything(), 1000).await.expect_err("over the limit");
+    assert_eq!(error, ReadError::TooManySeries { reason: "over the limit".into() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn labels_are_read_like_samples() {
+    let world = World::new(&NODES, 3);
+    world.write(3, 1, 1.0).await.expect("acked");
+    settle().await;
+    world.cluster.kill("c");
+    let all = everything();
+    let names = world.coordinator.label_names(&all).await.expect("an answer");
+    assert_eq!(
+        (names.value, names.completeness),
+        (vec!["__name__".into(), "i".into()], Completeness::Complete)
+    );
+    assert_eq!(world.coordinator.label_values(&all, "i").await.expect("an answer").value, ["0", "1", "2"]);
+    let sets = world.coordinator.series(&all).await.expect("an answer");
+    assert_eq!(sets.value, [labels_of(0), labels_of(1), labels_of(2)]);
+    world.cluster.kill("b");
+    assert_eq!(
+        missing_shards(&world.coordinator.series(&all).await.expect("an answer")),
+        usize::from(SHARDS)
+    );
+}

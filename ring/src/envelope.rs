@@ -1,0 +1,109 @@
+//! What is inside a sealed packet.
+//!
+//! ```text
+//! offset  bytes
+//!      0      1  kind: 0 SWIM, 1 hello, 2 outdated
+//!      1      8  version of the placement that the sender holds (0: none), little-endian
+//!      9      n  SWIM: a packet of foca's; hello and outdated: an identity (postcard)
+//! ```
+
+use crate::member::Identity;
+
+/// Bytes before the body.
+pub(crate) const ENVELOPE_BYTES: usize = 9;
+
+const KIND_SWIM: u8 = 0;
+const KIND_HELLO: u8 = 1;
+const KIND_OUTDATED: u8 = 2;
+
+/// A packet's content.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Envelope<'a> {
+    /// Version of the placement that the sender holds, 0 for none.
+    pub(crate) placement_version: u64,
+    /// The rest.
+    pub(crate) body: Body<'a>,
+}
+
+/// The kinds of packets.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Body<'a> {
+    /// Foca's own.
+    Swim(&'a [u8]),
+    /// "I am this one; who are you?", to an address whose owner is not known.
+    Hello(Identity),
+    /// "I know your node id as this one, and it is dead or younger than you."
+    Outdated(Identity),
+}
+
+impl<'a> Envelope<'a> {
+    pub(crate) fn encode(placement_version: u64, body: &Body<'_>) -> Vec<u8> {
+        let (kind, identity) = match body {
+            Body::Swim(_) => (KIND_SWIM, None),
+            Body::Hello(identity) => (KIND_HELLO, Some(identity)),
+            Body::Outdated(identity) => (KIND_OUTDATED, Some(identity)),
+        };
+        let mut bytes = vec![kind];
+        bytes.extend_from_slice(&placement_version.to_le_bytes());
+        if let Some(identity) = identity {
+            return postcard::to_extend(identity, bytes).expect("an identity has nothing postcard refuses");
+        }
+        if let Body::Swim(data) = body {
+            bytes.extend_from_slice(data);
+        }
+        bytes
+    }
+
+    /// `None` if the bytes are no envelope.
+    pub(crate) fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let (kind, rest) = bytes.split_first()?;
+        let (version, rest) = rest.split_first_chunk()?;
+        let body = match *kind {
+            KIND_SWIM => Body::Swim(rest),
+            KIND_HELLO => Body::Hello(postcard::from_bytes(rest).ok()?),
+            KIND_OUTDATED => Body::Outdated(postcard::from_bytes(rest).ok()?),
+            _ => return None,
+        };
+        Some(Self { placement_version: u64::from_le_bytes(*version), body })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::seal::{PACKET_BYTES_MAX, SEAL_BYTES};
+    use crate::{Generation, Member, NodeId, Zone};
+
+    fn identity() -> Identity {
+        let longest = "x".repeat(63);
+        let addr = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().expect("an address");
+        let member = Member {
+            id: NodeId::new(&longest).expect("valid"),
+            generation: Generation(Uuid::max()),
+            zone: Zone::new(&longest).expect("valid"),
+            gossip_addr: addr,
+            grpc_addr: addr,
+            http_addr: addr,
+        };
+        Identity { boot: u64::MAX, member }
+    }
+
+    #[test]
+    fn packets_come_back() {
+        for body in [Body::Swim(b"abc"), Body::Hello(identity()), Body::Outdated(identity())] {
+            let bytes = Envelope::encode(7, &body);
+            assert_eq!(Envelope::decode(&bytes), Some(Envelope { placement_version: 7, body }));
+        }
+        assert_eq!(Envelope::decode(&[KIND_SWIM; 8]), None);
+        assert_eq!(Envelope::decode(&[9; 20]), None);
+    }
+
+    #[test]
+    fn a_packet_holds_the_largest_message() {
+        // Foca's largest header names three identities; one more travels with it.
+        let identity_bytes = Envelope::encode(0, &Body::Hello(identity())).len() - ENVELOPE_BYTES;
+        assert!(4 * identity_bytes + 100 < PACKET_BYTES_MAX - SEAL_BYTES - ENVELOPE_BYTES);
+    }
+}

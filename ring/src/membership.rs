@@ -1,0 +1,511 @@
+//! Who is there: SWIM gossip (foca) behind sealed packets, without IO.
+//!
+//! The caller owns the socket, the clock and the randomness: it passes in packets and the time since start,
+//! and carries out the [`Action`]s that come back. Same inputs, same actions.
+//!
+//! What this adds to foca:
+//! * every packet is sealed ([`crate::seal`]) and says which placement version its sender holds;
+//! * hello packets to seed addresses whose names are not known yet: every second while alone, and for
+//!   as long as a seed is not among the members (this is also what heals partitions);
+//! * dead members stay listed;
+//! * a node that others declared dead comes back under a higher boot number, at most once a second;
+//! * one node id belongs to one process: the later boot wins, the earlier one is told, and says so.
+//!
+//! Invariant: what gossip says decides whom to ask first, never who owns what.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use foca::{AccumulatingRuntime, Foca, NoCustomBroadcast, OwnedNotification, PeriodicParams, PostcardCodec};
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+
+use crate::action::{Action, ConflictWinner, Dropped, MembershipConfig, MembershipEvent};
+use crate::envelope::{Body, ENVELOPE_BYTES, Envelope};
+use crate::member::Identity;
+use crate::seal::{DropReason, Opener, PACKET_BYTES_MAX, SEAL_BYTES, Sealer};
+use crate::{ClusterId, Liveness, Member, MemberState, NodeId};
+
+/// Pause between hellos while no other member is known.
+const HELLO_ALONE: Duration = Duration::from_secs(1);
+/// Pause between hellos to seeds that are not among the members.
+const HELLO_MISSING: Duration = Duration::from_secs(10);
+/// Shortest time between two comebacks of this node.
+const REJOIN_PAUSE: Duration = Duration::from_secs(1);
+/// How often one and the same conflict is reported.
+const REPORT_PAUSE: Duration = Duration::from_secs(60);
+/// Cluster size that foca's timing is tuned for.
+const CLUSTER_SIZE: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
+/// Largest packet that foca may make.
+const SWIM_BYTES_MAX: NonZeroUsize =
+    NonZeroUsize::new(PACKET_BYTES_MAX - SEAL_BYTES - ENVELOPE_BYTES).expect("not zero");
+/// How often a random member is asked for its members, and two dead ones whether they are back.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(10);
+
+type Timer = foca::Timer<Identity>;
+
+/// A member's state and the identity that it gossips under.
+struct Known {
+    identity: Identity,
+    state: MemberState,
+}
+
+/// The gossip core of one node. See the module's description.
+pub struct Membership {
+    foca: Foca<Identity, PostcardCodec, Xoshiro256PlusPlus, NoCustomBroadcast>,
+    runtime: AccumulatingRuntime<Identity>,
+    sealer: Sealer,
+    opener: Opener,
+    /// The cluster that this node belongs to; it is in every packet.
+    cluster: Option<ClusterId>,
+    /// The first cluster that spoke to this node while it had none. Others are foreign from then on.
+    courted_by: Option<ClusterId>,
+    placement_version: u64,
+    seeds: Vec<SocketAddr>,
+    members: BTreeMap<NodeId, Known>,
+    /// Due time, timer (foca orders those that are due together), sequence number.
+    timers: BinaryHeap<Reverse<(Duration, Timer, u64)>>,
+    timers_made: u64,
+    hello_at: Duration,
+    /// When to come back, and under which boot number.
+    rejoin_at: Option<(Duration, u64)>,
+    rejoined_at: Option<Duration>,
+    left: bool,
+    dropped: Dropped,
+    foreign_reported: Option<(ClusterId, Duration)>,
+    conflict_reported: Option<(Member, Duration)>,
+}
+
+impl Membership {
+    /// A node that knows only its seeds. `now` is the time since the process started, as everywhere here.
+    /// Nothing is sent before the first [`Self::handle_tick`], which is due at once.
+    pub fn new(config: MembershipConfig, now: Duration) -> Self {
+        let MembershipConfig { me, boot, keys, seeds, boot_nonce, rng_seed, cluster, placement_version } =
+            config;
+        let identity = Identity { boot, member: me.clone() };
+        let rng = Xoshiro256PlusPlus::seed_from_u64(rng_seed);
+        let state = MemberState {
+            member: me.clone(),
+            liveness: Liveness::Alive,
+            since: now,
+            placement_version: Some(placement_version),
+        };
+        Self {
+            foca: Foca::new(identity.clone(), swim_config(), rng, PostcardCodec),
+            runtime: AccumulatingRuntime::new(),
+            sealer: Sealer::new(&keys, boot_nonce),
+            opener: Opener::new(keys, boot_nonce),
+            cluster,
+            courted_by: None,
+            placement_version,
+            seeds,
+            members: BTreeMap::from([(me.id, Known { identity, state })]),
+            timers: BinaryHeap::new(),
+            timers_made: 0,
+            hello_at: now,
+            rejoin_at: None,
+            rejoined_at: None,
+            left: false,
+            dropped: Dropped::default(),
+            foreign_reported: None,
+            conflict_reported: None,
+        }
+    }
+
+    /// Takes a packet that arrived from `from`.
+    pub fn handle_packet(&mut self, now: Duration, from: SocketAddr, packet: &[u8], out: &mut Vec<Action>) {
+        if self.left {
+            return;
+        }
+        if let Err(reason) = self.receive(now, from, packet, out) {
+            tracing::debug!(%from, reason = reason.as_str(), "dropped a gossip packet");
+            self.dropped.count(reason);
+        }
+        self.settle(now, out);
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_tick(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if self.left {
+            return;
+        }
+        while let Some(Reverse((due, _, _))) = self.timers.peek() {
+            if *due > now {
+                break;
+            }
+            if let Some(Reverse((_, timer, _))) = self.timers.pop()
+                && let Err(error) = self.foca.handle_timer(timer, &mut self.runtime)
+            {
+                tracing::debug!(%error, "a gossip timer came too late");
+            }
+        }
+        self.settle(now, out);
+        if now >= self.hello_at {
+            self.say_hello(now, out);
+        }
+    }
+
+    /// When [`Self::handle_tick`] is due next. It may change with every other call.
+    pub fn next_tick(&self) -> Duration {
+        if self.left {
+            return Duration::MAX;
+        }
+        let timer = self.timers.peek().map_or(Duration::MAX, |Reverse((due, _, _))| *due);
+        let rejoin = self.rejoin_at.map_or(Duration::MAX, |(at, _)| at);
+        timer.min(rejoin).min(self.hello_at)
+    }
+
+    /// The cluster has formed, or this node has joined it.
+    pub fn set_cluster_id(&mut self, cluster: ClusterId) {
+        self.cluster = Some(cluster);
+    }
+
+    /// This node now holds this version of the placement; others learn it from every packet.
+    pub fn set_placement_version(&mut self, version: u64) {
+        self.placement_version = version;
+        if let Some(me) = self.members.get_mut(&self.foca.identity().member.id) {
+            me.state.placement_version = Some(version);
+        }
+    }
+
+    /// Replaces the seed addresses, say after their names were resolved again.
+    pub fn set_seeds(&mut self, seeds: Vec<SocketAddr>) {
+        self.seeds = seeds;
+    }
+
+    /// Tells a few members that this node goes. From then on it hears and says nothing.
+    pub fn leave(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if self.left {
+            return;
+        }
+        self.left = true;
+        if let Err(error) = self.foca.leave_cluster(&mut self.runtime) {
+            tracing::debug!(%error, "could not say goodbye to the cluster");
+        }
+        self.settle(now, out);
+    }
+
+    /// All members ever met in this run, this node included, by id.
+    pub fn members(&self) -> impl Iterator<Item = &MemberState> {
+        self.members.values().map(|known| &known.state)
+    }
+
+    /// What is known about one member.
+    pub fn member(&self, id: &NodeId) -> Option<&MemberState> {
+        self.members.get(id).map(|known| &known.state)
+    }
+
+    /// Whether a node answers; a suspect does not count.
+    pub fn is_alive(&self, id: &NodeId) -> bool {
+        self.member(id).is_some_and(|state| state.liveness == Liveness::Alive)
+    }
+
+    /// Packets that were not used.
+    pub fn dropped(&self) -> Dropped {
+        self.dropped
+    }
+
+    fn receive(
+        &mut self,
+        now: Duration,
+        from: SocketAddr,
+        packet: &[u8],
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        let opened = self.opener.open(packet)?;
+        self.check_cluster(now, from, opened.cluster, out)?;
+        let envelope = Envelope::decode(&opened.payload).ok_or(DropReason::Malformed)?;
+        match envelope.body {
+            Body::Swim(data) => self.receive_swim(now, data, envelope.placement_version, out),
+            Body::Hello(identity) => {
+                self.receive_hello(now, identity, out);
+                Ok(())
+            }
+            Body::Outdated(known) => {
+                self.receive_outdated(now, &known, out);
+                Ok(())
+            }
+        }
+    }
+
+    fn check_cluster(
+        &mut self,
+        now: Duration,
+        from: SocketAddr,
+        theirs: Option<ClusterId>,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        // A sender without a cluster may be about to join this one.
+        let Some(theirs) = theirs else { return Ok(()) };
+        let mine = self.cluster.unwrap_or_else(|| *self.courted_by.get_or_insert(theirs));
+        if mine == theirs {
+            return Ok(());
+        }
+        let reported =
+            self.foreign_reported.is_some_and(|(cluster, at)| cluster == theirs && now < at + REPORT_PAUSE);
+        if !reported {
+            self.foreign_reported = Some((theirs, now));
+            out.push(Action::Event(MembershipEvent::ForeignCluster { from, cluster: theirs }));
+        }
+        Err(DropReason::ForeignCluster)
+    }
+
+    fn receive_swim(
+        &mut self,
+        now: Duration,
+        data: &[u8],
+        version: u64,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        let header = postcard::take_from_bytes::<foca::Header<Identity>>(data);
+        let sender = header.map_err(|_| DropReason::Malformed)?.0.src;
+        if sender.member.id == self.foca.identity().member.id {
+            self.meet_namesake(now, sender, out);
+            return Ok(());
+        }
+        if let Some(known) = self.members.get(&sender.member.id)
+            && known.identity.beats(&sender)
+        {
+            let outdated = Body::Outdated(known.identity.clone());
+            self.send(sender.member.gossip_addr, &outdated, out);
+            return Ok(());
+        }
+        let was_alone = self.foca.num_members() == 0;
+        if let Err(error) = self.foca.handle_data(data, &mut self.runtime) {
+            tracing::debug!(%error, node = %sender.member.id, "a gossip packet made no sense");
+            return Err(DropReason::Malformed);
+        }
+        if was_alone && self.foca.num_members() > 0 {
+            // The first contact: ask it for all members.
+            self.announce(sender.clone());
+        }
+        self.refresh(now);
+        if let Some(known) = self.members.get_mut(&sender.member.id)
+            && known.identity == sender
+            && known.state.placement_version != Some(version)
+        {
+            known.state.placement_version = Some(version);
+            let member = sender.member;
+            out.push(Action::Event(MembershipEvent::PlacementVersion { member, version }));
+        }
+        Ok(())
+    }
+
+    /// Someone who knows our address but not our name wants to join, or to know whether it still belongs.
+    fn receive_hello(&mut self, now: Duration, sender: Identity, out: &mut Vec<Action>) {
+        if sender.member.id == self.foca.identity().member.id {
+            return self.meet_namesake(now, sender, out);
+        }
+        if let Some(known) = self.members.get(&sender.member.id) {
+            let dead = known.identity == sender && known.state.liveness == Liveness::Down;
+            if dead || known.identity.beats(&sender) {
+                let outdated = Body::Outdated(known.identity.clone());
+                return self.send(sender.member.gossip_addr, &outdated, out);
+            }
+        }
+        // It answers with its members, and learns us from the question.
+        self.announce(sender);
+    }
+
+    /// Somebody's identity carries this node's id.
+    fn meet_namesake(&mut self, now: Duration, other: Identity, out: &mut Vec<Action>) {
+        let mine = self.foca.identity().clone();
+        if other.beats(&mine) {
+            return self.receive_outdated(now, &other, out);
+        }
+        if other != mine {
+            let to = other.member.gossip_addr;
+            self.send(to, &Body::Outdated(mine.clone()), out);
+        }
+        if !is_same_home(&other, &mine) {
+            self.report_conflict(now, other.member, ConflictWinner::Myself, out);
+        }
+    }
+
+    /// The cluster knows this node's id as `known`, which is not older than the identity used here.
+    fn receive_outdated(&mut self, now: Duration, known: &Identity, out: &mut Vec<Action>) {
+        let mine = self.foca.identity();
+        if known.member.id != mine.member.id || mine.beats(known) {
+            return; // Not for us, or no longer.
+        }
+        if is_same_home(known, mine) {
+            // Ourselves, declared dead; or our earlier life, whose clock was ahead.
+            self.plan_rejoin(now, known.boot.saturating_add(1));
+        } else {
+            self.report_conflict(now, known.member.clone(), ConflictWinner::Other, out);
+        }
+    }
+
+    fn report_conflict(
+        &mut self,
+        now: Duration,
+        other: Member,
+        winner: ConflictWinner,
+        out: &mut Vec<Action>,
+    ) {
+        let reported = self
+            .conflict_reported
+            .as_ref()
+            .is_some_and(|(member, at)| *member == other && now < *at + REPORT_PAUSE);
+        if !reported {
+            self.conflict_reported = Some((other.clone(), now));
+            out.push(Action::Event(MembershipEvent::NameConflict { other, winner }));
+        }
+    }
+
+    fn plan_rejoin(&mut self, now: Duration, boot: u64) {
+        let earliest = self.rejoined_at.map_or(now, |at| now.max(at + REJOIN_PAUSE));
+        let (at, planned) = self.rejoin_at.unwrap_or((earliest, boot));
+        self.rejoin_at = Some((at, planned.max(boot)));
+    }
+
+    fn rejoin(&mut self, now: Duration, boot: u64, out: &mut Vec<Action>) {
+        self.rejoined_at = Some(now);
+        let identity = Identity { boot, member: self.foca.identity().member.clone() };
+        if let Err(error) = self.foca.change_identity(identity, &mut self.runtime) {
+            tracing::debug!(%error, "could not tell the members of the new identity");
+        }
+        let contact = self.foca.iter_members().next().map(|member| member.id().clone());
+        if let Some(contact) = contact {
+            self.announce(contact);
+        }
+        self.hello_at = now;
+        out.push(Action::Event(MembershipEvent::Rejoining));
+    }
+
+    fn announce(&mut self, to: Identity) {
+        if let Err(error) = self.foca.announce(to, &mut self.runtime) {
+            tracing::debug!(%error, "could not announce this node");
+        }
+    }
+
+    fn say_hello(&mut self, now: Duration, out: &mut Vec<Action>) {
+        let alone = self.foca.num_members() == 0;
+        self.hello_at = now + if alone { HELLO_ALONE } else { HELLO_MISSING };
+        let hello = Body::Hello(self.foca.identity().clone());
+        for seed in self.seeds.clone() {
+            let known = self.members.values().any(|known| {
+                known.state.member.gossip_addr == seed && known.state.liveness != Liveness::Down
+            });
+            if !known {
+                self.send(seed, &hello, out);
+            }
+        }
+    }
+
+    fn send(&mut self, to: SocketAddr, body: &Body<'_>, out: &mut Vec<Action>) {
+        let payload = Envelope::encode(self.placement_version, body);
+        out.push(Action::Send { to, packet: self.sealer.seal(self.cluster, &payload) });
+    }
+
+    /// Carries out what foca asked for, until nothing is left.
+    fn settle(&mut self, now: Duration, out: &mut Vec<Action>) {
+        loop {
+            while let Some(notification) = self.runtime.to_notify() {
+                self.take_notification(now, notification, out);
+            }
+            while let Some((to, data)) = self.runtime.to_send() {
+                self.send(to.member.gossip_addr, &Body::Swim(&data), out);
+            }
+            while let Some((after, timer)) = self.runtime.to_schedule() {
+                self.timers_made += 1;
+                self.timers.push(Reverse((now + after, timer, self.timers_made)));
+            }
+            match self.rejoin_at {
+                Some((at, boot)) if at <= now && !self.left => {
+                    self.rejoin_at = None;
+                    self.rejoin(now, boot, out);
+                }
+                _ => break,
+            }
+        }
+        self.refresh(now);
+    }
+
+    fn take_notification(
+        &mut self,
+        now: Duration,
+        notification: OwnedNotification<Identity>,
+        out: &mut Vec<Action>,
+    ) {
+        let event = match notification {
+            OwnedNotification::MemberUp(identity) => MembershipEvent::Up(identity.member),
+            OwnedNotification::MemberDown(identity) => MembershipEvent::Down(identity.member),
+            OwnedNotification::Rename(old, new) => {
+                MembershipEvent::Replaced { old: old.member, new: new.member }
+            }
+            OwnedNotification::Idle => {
+                self.hello_at = self.hello_at.min(now + HELLO_ALONE);
+                return;
+            }
+            OwnedNotification::Defunct => {
+                self.plan_rejoin(now, self.foca.identity().boot.saturating_add(1));
+                return;
+            }
+            OwnedNotification::Active | OwnedNotification::Rejoin(_) => return,
+        };
+        out.push(Action::Event(event));
+    }
+
+    /// Brings `members` in line with foca's list. Foca forgets the dead after a day; so does this.
+    fn refresh(&mut self, now: Duration) {
+        let my_id = self.foca.identity().member.id.clone();
+        let mut listed = 1;
+        for entry in self.foca.iter_membership_state() {
+            let identity = entry.id();
+            if identity.member.id == my_id {
+                continue; // An earlier life of this node.
+            }
+            listed += 1;
+            let liveness = match entry.state() {
+                foca::State::Alive => Liveness::Alive,
+                foca::State::Suspect => Liveness::Suspect,
+                foca::State::Down => Liveness::Down,
+            };
+            match self.members.get_mut(&identity.member.id) {
+                Some(known) if known.identity == *identity => {
+                    if known.state.liveness != liveness {
+                        known.state.liveness = liveness;
+                        known.state.since = now;
+                    }
+                }
+                _ => {
+                    let member = identity.member.clone();
+                    let state = MemberState { member, liveness, since: now, placement_version: None };
+                    let known = Known { identity: identity.clone(), state };
+                    self.members.insert(identity.member.id.clone(), known);
+                }
+            }
+        }
+        if let Some(me) = self.members.get_mut(&my_id) {
+            me.identity = self.foca.identity().clone();
+        }
+        if self.members.len() > listed {
+            let foca = &self.foca;
+            let is_listed = |id: &NodeId| foca.iter_membership_state().any(|m| m.id().member.id == *id);
+            self.members.retain(|id, _| *id == my_id || is_listed(id));
+        }
+    }
+}
+
+/// Whether both are lives of one data directory at one address, and so cannot be two living processes.
+fn is_same_home(a: &Identity, b: &Identity) -> bool {
+    a.member.generation == b.member.generation && a.member.gossip_addr == b.member.gossip_addr
+}
+
+fn swim_config() -> foca::Config {
+    let one = NonZeroUsize::MIN;
+    let two = one.saturating_add(1);
+    foca::Config {
+        max_packet_size: SWIM_BYTES_MAX,
+        periodic_announce: Some(PeriodicParams { frequency: ANNOUNCE_EVERY, num_members: one }),
+        periodic_announce_to_down_members: Some(PeriodicParams {
+            frequency: ANNOUNCE_EVERY,
+            num_members: two,
+        }),
+        ..foca::Config::new_lan(CLUSTER_SIZE)
+    }
+}

@@ -1,0 +1,482 @@
+//! Who owns what: for every shard, the nodes that hold it and the epoch of that decision.
+//!
+//! [`Placement::form`] is a pure function of the member list (in any order), the number of shards and the
+//! replication factor. Each zone has a consistent hash ring; a shard walks the ring of each of its zones
+//! and takes the first nodes that have room. Room is bounded (the zone's fair share, rounded up), since
+//! a few dozen shards on a plain ring spread unevenly.
+//!
+//! Invariants of a valid placement: every shard has `replication_factor` slots; no node fills two slots of
+//! a shard; with at least `replication_factor` zones no zone does either, and with fewer every zone holds
+//! every shard.
+//!
+//! The placement is static once formed: this module does not plan moves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hash, Hasher};
+
+use consistent_hash_ring::{Ring, RingBuilder};
+use saturn_model::ShardId;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::{ClusterId, Epoch, Generation, Member, NodeId, Zone};
+
+/// Points of each node on its zone's ring.
+const VNODES: usize = 256;
+
+/// The replicas of one shard. The index of a node is its slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// Version of this record.
+    pub epoch: Epoch,
+    /// Who fills each slot.
+    pub slots: Vec<NodeId>,
+}
+
+/// A node that takes part in the placement.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PlacementMember {
+    /// Its name.
+    pub id: NodeId,
+    /// The life of its data directory: another one under the same name holds none of the data.
+    pub generation: Generation,
+    /// Where it stands.
+    pub zone: Zone,
+}
+
+/// Who owns what in the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The cluster that it is about.
+    pub cluster: ClusterId,
+    /// Grows with every change, from 1.
+    pub version: u64,
+    /// Slots of every shard.
+    pub replication_factor: u8,
+    /// Who takes part, by id.
+    pub members: Vec<PlacementMember>,
+    /// One per shard.
+    pub shards: Vec<ShardRecord>,
+}
+
+/// Why there is no placement, or why it is not valid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// Wait for more nodes, or ask for fewer replicas.
+    #[error("{nodes} nodes cannot hold {replication_factor} replicas on distinct nodes")]
+    TooFewNodes {
+        /// How many there are.
+        nodes: usize,
+        /// How many each shard needs.
+        replication_factor: u8,
+    },
+    /// Ask for something sensible.
+    #[error("a placement needs at least one shard and one replica")]
+    Empty,
+    /// Rename one of them.
+    #[error("two nodes are called {id}")]
+    DuplicateMember {
+        /// The name.
+        id: NodeId,
+    },
+    /// The placement is damaged or was made by something else.
+    #[error("shard {shard}: {problem}")]
+    InvalidShard {
+        /// Which shard.
+        shard: ShardId,
+        /// What is wrong with its record.
+        problem: &'static str,
+    },
+}
+
+impl From<&Member> for PlacementMember {
+    fn from(member: &Member) -> Self {
+        Self { id: member.id.clone(), generation: member.generation, zone: member.zone.clone() }
+    }
+}
+
+impl Placement {
+    /// The first placement of a cluster. The same for any order of `members`.
+    pub fn form(
+        cluster: ClusterId,
+        members: &[PlacementMember],
+        shards: u16,
+        replication_factor: u8,
+    ) -> Result<Self, PlacementError> {
+        let mut members = members.to_vec();
+        members.sort();
+        if let Some(pair) = members.windows(2).find(|pair| pair[0].id == pair[1].id) {
+            return Err(PlacementError::DuplicateMember { id: pair[0].id.clone() });
+        }
+        if shards == 0 || replication_factor == 0 {
+            return Err(PlacementError::Empty);
+        }
+        if members.len() < usize::from(replication_factor) {
+            return Err(PlacementError::TooFewNodes { nodes: members.len(), replication_factor });
+        }
+        let mut zones = zone_rings(&members);
+        let counts: Vec<Vec<usize>> =
+            (0..shards).map(|_| share_slots(&mut zones, replication_factor)).collect();
+        let shards = (0..shards).zip(&counts).map(|(shard, counts)| {
+            let slots = zones.iter_mut().zip(counts).flat_map(|(zone, count)| zone.take(shard, *count));
+            ShardRecord { epoch: Epoch::FIRST, slots: slots.collect() }
+        });
+        let shards = shards.collect();
+        Ok(Self { cluster, version: 1, replication_factor, members, shards })
+    }
+
+    /// The record of one shard.
+    pub fn record(&self, shard: ShardId) -> Option<&ShardRecord> {
+        self.shards.get(usize::from(shard.0))
+    }
+
+    /// How many shards there are.
+    pub fn shard_count(&self) -> u16 {
+        u16::try_from(self.shards.len()).unwrap_or(u16::MAX)
+    }
+
+    /// How many replicas of a shard make a majority.
+    pub fn quorum(&self) -> usize {
+        usize::from(self.replication_factor) / 2 + 1
+    }
+
+    /// How many shards `node` holds.
+    pub fn slots_of(&self, node: &NodeId) -> usize {
+        self.shards.iter().filter(|record| record.slots.contains(node)).count()
+    }
+
+    /// Checks the invariants of the module's description.
+    pub fn validate(&self) -> Result<(), PlacementError> {
+        if self.shards.is_empty() || self.replication_factor == 0 || self.shards.len() > usize::from(u16::MAX)
+        {
+            return Err(PlacementError::Empty);
+        }
+        let mut zones: BTreeMap<&NodeId, &Zone> = BTreeMap::new();
+        for member in &self.members {
+            if zones.insert(&member.id, &member.zone).is_some() {
+                return Err(PlacementError::DuplicateMember { id: member.id.clone() });
+            }
+        }
+        let zone_count = zones.values().collect::<BTreeSet<_>>().len();
+        let spread = zone_count.min(usize::from(self.replication_factor));
+        for (shard, record) in (0_u16..).map(ShardId).zip(&self.shards) {
+            self.check_record(record, &zones, spread)
+                .map_err(|problem| PlacementError::InvalidShard { shard, problem })?;
+        }
+        Ok(())
+    }
+
+    fn check_record(
+        &self,
+        record: &ShardRecord,
+        zones: &BTreeMap<&NodeId, &Zone>,
+        spread: usize,
+    ) -> Result<(), &'static str> {
+        if record.epoch < Epoch::FIRST {
+            return Err("epoch 0");
+        }
+        if record.slots.len() != usize::from(self.replication_factor) {
+            return Err("the number of slots is not the replication factor");
+        }
+        if record.slots.iter().collect::<BTreeSet<_>>().len() != record.slots.len() {
+            return Err("one node fills two slots");
+        }
+        let mut used = BTreeSet::new();
+        for node in &record.slots {
+            used.insert(*zones.get(node).ok_or("a slot is filled by a node that is no member")?);
+        }
+        if used.len() < spread { Err("two slots share a zone without need") } else { Ok(()) }
+    }
+}
+
+/// Whether a node serves a request for a shard, by the record that it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// Serve it.
+    Current,
+    /// The request's epoch is lower than the record's: refuse, and hand over this newer record.
+    Stale(ShardRecord),
+    /// The request's epoch is higher than the record's: learn the newer record first.
+    Behind,
+    /// The record names other nodes.
+    NotOwner,
+}
+
+/// Judges a request stamped `epoch` that reached `node`, whose own record of the shard is `mine`.
+pub fn fence(mine: Option<&ShardRecord>, node: &NodeId, epoch: Epoch) -> Fence {
+    match mine {
+        None => Fence::Behind,
+        Some(mine) if epoch < mine.epoch => Fence::Stale(mine.clone()),
+        Some(mine) if epoch > mine.epoch => Fence::Behind,
+        Some(mine) if !mine.slots.contains(node) => Fence::NotOwner,
+        Some(_) => Fence::Current,
+    }
+}
+
+/// One zone while a placement is being formed.
+struct ZoneRing {
+    nodes: Vec<NodeId>,
+    ring: Ring<RingNode, FixedMixer>,
+    /// Slots that the zone has to fill over all shards.
+    slots: usize,
+    /// Slots that each node fills already.
+    load: Vec<usize>,
+}
+
+fn zone_rings(members: &[PlacementMember]) -> Vec<ZoneRing> {
+    let mut zones: BTreeMap<&Zone, Vec<NodeId>> = BTreeMap::new();
+    for member in members {
+        zones.entry(&member.zone).or_default().push(member.id.clone());
+    }
+    let rings = zones.into_values().map(|nodes| {
+        let points = nodes.iter().enumerate().map(|(index, id)| RingNode::new(id, index));
+        let ring = RingBuilder::new(FixedMixer::default()).vnodes(VNODES).nodes_iter(points).build();
+        let load = vec![0; nodes.len()];
+        ZoneRing { nodes, ring, slots: 0, load }
+    });
+    rings.collect()
+}
+
+/// How many slots of the next shard each zone fills. Zones with the fewest slots per node go first;
+/// no zone gets a second slot before every zone has its first.
+fn share_slots(zones: &mut [ZoneRing], replication_factor: u8) -> Vec<usize> {
+    let mut counts = vec![0; zones.len()];
+    for _ in 0..replication_factor {
+        let with_room = (0..zones.len()).filter(|i| counts[*i] < zones[*i].nodes.len());
+        let chosen = with_room.min_by(|a, b| {
+            let (x, y) = (&zones[*a], &zones[*b]);
+            // slots / nodes, without the division
+            let by_load = (x.slots * y.nodes.len()).cmp(&(y.slots * x.nodes.len()));
+            counts[*a].cmp(&counts[*b]).then(by_load)
+        });
+        let chosen = chosen.expect("there are at least as many nodes as replicas");
+        counts[chosen] += 1;
+        zones[chosen].slots += 1;
+    }
+    counts
+}
+
+impl ZoneRing {
+    /// Chooses `count` nodes for `shard`: in the ring's order those below the fair share, then those
+    /// that reach it at most when it is rounded up, then the least loaded.
+    fn take(&mut self, shard: u16, count: usize) -> Vec<NodeId> {
+        let (share, share_up) = (self.slots / self.nodes.len(), self.slots.div_ceil(self.nodes.len()));
+        let candidates: Vec<usize> =
+            self.ring.replicas(u64::from(shard)).map(|point| point.index).take(self.nodes.len()).collect();
+        let mut chosen: Vec<usize> = Vec::with_capacity(count);
+        while chosen.len() < count {
+            let free = || candidates.iter().copied().filter(|index| !chosen.contains(index));
+            let below = |limit: usize| free().find(|index| self.load[*index] < limit);
+            let index = below(share)
+                .or_else(|| below(share_up))
+                .or_else(|| free().min_by_key(|index| self.load[*index]))
+                .expect("a zone is asked for at most as many nodes as it has");
+            self.load[index] += 1;
+            chosen.push(index);
+        }
+        chosen.into_iter().map(|index| self.nodes[index].clone()).collect()
+    }
+}
+
+/// A node as the ring sees it: a number made from its id, so that nothing depends on how Rust hashes text.
+#[derive(Clone, PartialEq, Eq)]
+struct RingNode {
+    token: u64,
+    index: usize,
+}
+
+impl RingNode {
+    fn new(id: &NodeId, index: usize) -> Self {
+        Self { token: xxh3_64_with_seed(id.as_str().as_bytes(), RING_SEED), index }
+    }
+}
+
+impl Hash for RingNode {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.token);
+    }
+}
+
+/// Part of the placement's definition: with another seed shards go elsewhere.
+const RING_SEED: u64 = 0x5361_7475_726e_2052; // "Saturn R"
+
+/// XXH3 over little-endian numbers: the same on every machine and in every release.
+#[derive(Clone, Default)]
+struct FixedMixer(u64);
+
+impl BuildHasher for FixedMixer {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        Self(RING_SEED)
+    }
+}
+
+impl Hasher for FixedMixer {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64_with_seed(bytes, self.0);
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.write(&number.to_le_bytes());
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId(Uuid::nil());
+
+    fn node(name: &str, zone: &str) -> PlacementMember {
+        PlacementMember {
+            id: NodeId::new(name).expect("valid"),
+            generation: Generation(Uuid::nil()),
+            zone: Zone::new(zone).expect("valid"),
+        }
+    }
+
+    /// `nodes` nodes, dealt to `zones` zones in turn.
+    fn nodes(nodes: usize, zones: usize) -> Vec<PlacementMember> {
+        (0..nodes).map(|i| node(&format!("node-{i}"), &format!("zone-{}", i % zones))).collect()
+    }
+
+    fn form(members: &[PlacementMember], shards: u16, rf: u8) -> Placement {
+        let placement = Placement::form(CLUSTER, members, shards, rf).expect("enough nodes");
+        placement.validate().expect("a formed placement is valid");
+        placement
+    }
+
+    #[test]
+    fn three_nodes_in_three_zones_hold_everything() {
+        let members = nodes(3, 3);
+        let placement = form(&members, 64, 3);
+        for member in &members {
+            assert_eq!(placement.slots_of(&member.id), 64);
+        }
+        assert_eq!(placement.quorum(), 2);
+        let slots = &placement.record(ShardId(9)).expect("exists").slots;
+        let ids: Vec<_> = members.iter().map(|member| member.id.clone()).collect();
+        assert_eq!(*slots, ids, "slot i comes from zone i");
+        assert_eq!(placement.record(ShardId(64)), None);
+    }
+
+    #[test]
+    fn the_result_is_pinned() {
+        // Changing how shards are placed is allowed (placements are stored), but must be noticed.
+        let placement = form(&nodes(9, 3), 8, 3);
+        let text: Vec<String> = placement
+            .shards
+            .iter()
+            .map(|record| record.slots.iter().map(|n| &n.as_str()[5..]).collect::<String>())
+            .collect();
+        assert_eq!(text, PINNED);
+    }
+
+    const PINNED: [&str; 8] = ["645", "378", "618", "042", "375", "012", "672", "045"];
+
+    #[test]
+    fn fewer_zones_than_replicas() {
+        form(&nodes(3, 1), 16, 3);
+        let lopsided = [node("a1", "a"), node("b1", "b"), node("b2", "b"), node("b3", "b"), node("b4", "b")];
+        let placement = form(&lopsided, 64, 3);
+        assert_eq!(placement.slots_of(&lopsided[0].id), 64, "the only node of its zone");
+        for member in &lopsided[1..] {
+            assert!((30..=34).contains(&placement.slots_of(&member.id)), "about half");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_placed_is_refused() {
+        let form = |members: &[PlacementMember], shards, rf| Placement::form(CLUSTER, members, shards, rf);
+        let error = form(&nodes(2, 2), 8, 3).expect_err("two nodes");
+        assert_eq!(error, PlacementError::TooFewNodes { nodes: 2, replication_factor: 3 });
+        assert_eq!(form(&nodes(3, 3), 0, 3), Err(PlacementError::Empty));
+        assert_eq!(form(&nodes(3, 3), 8, 0), Err(PlacementError::Empty));
+        let twins = [node("a", "x"), node("a", "y"), node("b", "z")];
+        assert!(matches!(form(&twins, 8, 2), Err(PlacementError::DuplicateMember { .. })));
+    }
+
+    #[test]
+    fn damage_is_found() {
+        let damaged = |change: fn(&mut Placement)| {
+            let mut members = nodes(6, 3);
+            members[1].zone = members[0].zone.clone();
+            let mut placement = form(&members, 8, 3);
+            change(&mut placement);
+            placement.validate().expect_err("damaged")
+        };
+        damaged(|p| p.shards[3].slots[1] = p.shards[3].slots[0].clone());
+        damaged(|p| p.shards[3].slots[1] = NodeId::new("stranger").expect("valid"));
+        damaged(|p| p.shards[3].epoch = Epoch(0));
+        damaged(|p| drop(p.shards[3].slots.pop()));
+        damaged(|p| p.shards[3].slots = p.members[..3].iter().map(|m| m.id.clone()).collect());
+        damaged(|p| p.shards.clear());
+    }
+
+    #[test]
+    fn a_placement_survives_its_encodings() {
+        let placement = form(&nodes(5, 3), 16, 3);
+        let bytes = postcard::to_allocvec(&placement).expect("serialises");
+        assert_eq!(postcard::from_bytes::<Placement>(&bytes).expect("deserialises"), placement);
+    }
+
+    #[test]
+    fn a_joining_node_moves_little() {
+        for zone_nodes in 1..10 {
+            let before = form(&nodes(3 * zone_nodes, 3), 1024, 3);
+            let mut members = nodes(3 * zone_nodes, 3);
+            members.push(node("joiner", "zone-0"));
+            let after = form(&members, 1024, 3);
+            let moved =
+                before.shards.iter().zip(&after.shards).filter(|(b, a)| b.slots[0] != a.slots[0]).count();
+            let ideal = 1024 / (zone_nodes + 1);
+            for (b, a) in before.shards.iter().zip(&after.shards) {
+                assert_eq!(b.slots[1..], a.slots[1..], "other zones are not touched");
+            }
+            assert!(moved <= ideal * 3 / 2, "{zone_nodes} nodes in the zone: {moved} moved, ideal {ideal}");
+        }
+    }
+
+    #[test]
+    fn fencing() {
+        let me = NodeId::new("me").expect("valid");
+        let other = NodeId::new("other").expect("valid");
+        let record = ShardRecord { epoch: Epoch(5), slots: vec![me.clone()] };
+        assert_eq!(fence(Some(&record), &me, Epoch(5)), Fence::Current);
+        assert_eq!(fence(Some(&record), &me, Epoch(4)), Fence::Stale(record.clone()));
+        assert_eq!(fence(Some(&record), &me, Epoch(6)), Fence::Behind);
+        assert_eq!(fence(Some(&record), &other, Epoch(5)), Fence::NotOwner);
+        assert_eq!(fence(None, &me, Epoch(1)), Fence::Behind);
+    }
+
+    proptest! {
+        #[test]
+        fn placements_are_valid_balanced_and_order_free(
+            count in 3_usize..=30, zones in 1_usize..=6, rf in 1_u8..=3, shards in 1_u16..=256, turn in 0_usize..30,
+        ) {
+            let mut members = nodes(count, zones.min(count));
+            let placement = form(&members, shards, rf);
+            let loads: Vec<usize> = members.iter().map(|m| placement.slots_of(&m.id)).collect();
+            let (least, most) = (loads.iter().min().copied(), loads.iter().max().copied());
+            let fair = usize::from(shards) * usize::from(rf) / count;
+            if count % zones.min(count) == 0 {
+                // Zones of one size: all nodes share alike, but for rounding and for the last shards, which
+                // must take distinct nodes whatever room these have.
+                prop_assert!(most <= Some(fair + fair / 8 + 3), "{loads:?}");
+                prop_assert!(least >= Some(fair.saturating_sub(fair / 4 + 3)), "{loads:?}");
+            }
+            members.rotate_left(turn % count);
+            prop_assert_eq!(&form(&members, shards, rf), &placement);
+            members.reverse();
+            prop_assert_eq!(&form(&members, shards, rf), &placement);
+        }
+    }
+}

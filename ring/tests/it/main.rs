@@ -1,0 +1,4 @@
+//! Whole clusters of membership cores in virtual time, from one seed each.
+
+mod cluster;
+mod membership;

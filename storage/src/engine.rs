@@ -1,0 +1,381 @@
+//! The engine: what the rest of Saturn calls.
+//!
+//! Invariants: an append that returned is in the log, synced, and visible to every later read; a request
+//! that contradicts itself changes nothing of its shard; after an error of the log nothing is acknowledged
+//! any more, while reads go on. This file wires the parts together; each part's own file says how it works.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use prometheus_client::registry::Registry;
+use saturn_model::{Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId};
+
+use crate::error::StorageError;
+use crate::flush::{self, FlushSignal};
+use crate::keys::{Segment, Window};
+use crate::metrics::Metrics;
+use crate::options::{EngineOptions, EngineStats};
+use crate::read;
+use crate::rocks::{Meta, Rocks};
+use crate::shard::Shard;
+use crate::wal::{self, Wal, WalOptions};
+
+/// One node's data. Clones are handles to the same engine; the last one closes it.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<Store>,
+    flusher: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What one batch's append left undone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AppendOutcome {
+    /// Indexes of the series that this node does not know and that came without labels. Their samples are not
+    /// stored: send them again with labels (`ShardBatch::subset_with_labels`).
+    pub unknown: Vec<u32>,
+}
+
+/// Everything that the engine's threads share.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) options: EngineOptions,
+    pub(crate) shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
+    pub(crate) rocks: Rocks,
+    pub(crate) wal: Wal,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) flush_signal: FlushSignal,
+    /// Number of the next flush; its lock is what lets one flush run at a time.
+    pub(crate) next_segment: Mutex<u64>,
+    pub(crate) disk_segments: AtomicU64,
+    head_samples: AtomicU64,
+}
+
+impl Engine {
+    /// Opens the data directory, creating it if needed, and replays the log. Blocks.
+    ///
+    /// # Errors
+    /// `InUse` if another process has it, `Corrupt` if stored data is damaged, `Unavailable` on IO errors.
+    pub fn open(options: EngineOptions, registry: &mut Registry) -> Result<Self, StorageError> {
+        let started = Instant::now();
+        let wal_dir = options.dir.join("wal");
+        create_dir(&options.dir)?;
+        create_dir(&wal_dir)?;
+        // The database's lock comes before anything that changes files.
+        let rocks = Rocks::open(&options.dir.join("rocks"), &options)?;
+        let temporary = temporary_dir(&options.dir);
+        let clearing = |e| StorageError::io("clear", &temporary, e);
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).map_err(clearing)?;
+        }
+        fs::create_dir(&temporary).map_err(clearing)?;
+
+        let mut shards = HashMap::new();
+        let meta = rocks.load_meta()?;
+        restore(&rocks, &meta, &mut shards)?;
+        let live: BTreeSet<u64> = meta.segments.iter().map(|segment| segment.key.segment).collect();
+        let orphans = rocks.remove_orphans(|segment| live.contains(&segment))?;
+        let mut head_samples = 0;
+        let replayed = wal::replay(&wal_dir, meta.replay_from, |record| {
+            head_samples += shard_of(&mut shards, record.shard).replay(record)?.new_samples as u64;
+            Ok(())
+        })?;
+        let records = replayed.records;
+        let replay_from = meta.replay_from.or(replayed.sizes.keys().next().copied());
+        let first_segment = replayed.next_number;
+
+        let metrics = Arc::new(Metrics::new(registry));
+        let wal_options = WalOptions {
+            dir: wal_dir,
+            segment_bytes: options.wal_segment_bytes,
+            group_bytes_max: options.group_commit_bytes_max,
+            queue_bytes_max: options.wal_queue_bytes_max,
+        };
+        let wal = Wal::start(wal_options, replayed, Arc::clone(&metrics))?;
+        if meta.replay_from.is_none() {
+            rocks.initialise(replay_from.unwrap_or(first_segment))?;
+        }
+        let series: usize = shards.values().map(|shard| shard.index.read().series.len()).sum();
+        metrics.series.set(gauge(series as u64));
+        metrics.head_samples.set(gauge(head_samples));
+        tracing::info!(
+            dir = %options.dir.display(), series, head_samples, records, orphans,
+            segments = meta.segments.len(), seconds = started.elapsed().as_secs_f64(), "storage opened"
+        );
+        let store = Arc::new(Store {
+            options,
+            shards: RwLock::new(shards),
+            rocks,
+            wal,
+            metrics,
+            flush_signal: FlushSignal::default(),
+            next_segment: Mutex::new(meta.next_segment),
+            disk_segments: AtomicU64::new(meta.segments.len() as u64),
+            head_samples: AtomicU64::new(head_samples),
+        });
+        store.request_flush_if_due();
+        let flusher_store = Arc::clone(&store);
+        let flusher = std::thread::Builder::new()
+            .name("saturn-flush".into())
+            .spawn(move || flush::run_guarded(&flusher_store))
+            .map_err(|e| StorageError::io("start the flush thread for", &store.options.dir, e))?;
+        Ok(Self { inner: Arc::new(Inner { store, flusher: Mutex::new(Some(flusher)) }) })
+    }
+
+    /// Stores the batches. Resolves when the samples of every known series are in the log, synced, and
+    /// visible to reads. The result is parallel to `batches`.
+    ///
+    /// If this returns an error or is dropped, any part of the batches may be stored; appending them again is
+    /// harmless.
+    ///
+    /// # Errors
+    /// `Invalid` names what is wrong; `Overloaded` asks to try later; `Failed` and `Closed` are final.
+    pub async fn append(&self, batches: Vec<Arc<ShardBatch>>) -> Result<Vec<AppendOutcome>, StorageError> {
+        let store = &self.inner.store;
+        store.wal.check()?;
+        store.check_load()?;
+        let mut bytes = 0;
+        for batch in &batches {
+            check(batch)?;
+            bytes += record_bytes_estimate(batch);
+        }
+        let room = store.wal.room(bytes).await?;
+        let mut outcomes = Vec::with_capacity(batches.len());
+        let mut must_wait = false;
+        for batch in &batches {
+            let appended = store.shard(batch.shard).append(batch, &store.wal)?;
+            must_wait |= appended.logged;
+            store.count_append(&appended);
+            outcomes.push(AppendOutcome { unknown: appended.unknown });
+        }
+        if must_wait {
+            store.request_flush_if_due();
+            store.wal.durable(room).await?;
+        }
+        Ok(outcomes)
+    }
+
+    /// The samples of one shard's series that match, from memory and disk, merged: times ascending and unique,
+    /// within the range. Series without a sample in the range are left out. In order of arrival. Blocks.
+    ///
+    /// # Errors
+    /// `TooManySeries` if more than `series_max` series match; `Corrupt` if stored data is damaged.
+    pub fn select(
+        &self,
+        shard: ShardId,
+        selection: &Selection,
+        series_max: usize,
+    ) -> Result<Vec<SeriesColumns>, StorageError> {
+        read::select(&self.inner.store, shard, selection, series_max)
+    }
+
+    /// The label sets of one shard's series that match and have samples in the range, or in the same 2 h
+    /// window on disk.
+    pub fn series(&self, shard: ShardId, selection: &Selection) -> Result<Vec<Labels>, StorageError> {
+        Ok(read::series(&self.inner.store, shard, selection))
+    }
+
+    /// The label names of those series (see [`Engine::series`]). Without matchers: of all of the tenant's.
+    pub fn label_names(
+        &self,
+        shard: ShardId,
+        selection: &Selection,
+    ) -> Result<BTreeSet<String>, StorageError> {
+        Ok(read::label_names(&self.inner.store, shard, selection))
+    }
+
+    /// The values that label `name` has on those series (see [`Engine::series`]).
+    pub fn label_values(
+        &self,
+        shard: ShardId,
+        selection: &Selection,
+        name: &str,
+    ) -> Result<BTreeSet<String>, StorageError> {
+        Ok(read::label_values(&self.inner.store, shard, selection, name))
+    }
+
+    /// Moves what is in memory to RocksDB and removes the log that is not needed any more. Blocks.
+    pub fn flush(&self) -> Result<(), StorageError> {
+        flush::flush(&self.inner.store)
+    }
+
+    /// The engine's figures now.
+    pub fn stats(&self) -> EngineStats {
+        let store = &self.inner.store;
+        let shards = store.shards.read();
+        EngineStats {
+            series: shards.values().map(|shard| shard.index.read().series.len() as u64).sum(),
+            head_samples: store.head_samples.load(Ordering::Relaxed),
+            wal_bytes: store.wal.bytes(),
+            disk_bytes: store.rocks.disk_bytes(),
+            flushed_segments: store.disk_segments.load(Ordering::Relaxed),
+        }
+    }
+
+    /// How long the data directory takes for a small write and an fdatasync, the file's creation not counted.
+    /// Blocks.
+    pub fn measure_fsync(&self) -> Result<Duration, StorageError> {
+        let path = temporary_dir(&self.inner.store.options.dir).join("fsync-probe");
+        let probe = |path: &Path| {
+            let mut file = File::create(path)?;
+            file.write_all(&[0; 4096])?;
+            file.sync_all()?;
+            let started = Instant::now();
+            file.write_all(&[1; 4096])?;
+            file.sync_data()?;
+            let elapsed = started.elapsed();
+            fs::remove_file(path)?;
+            Ok(elapsed)
+        };
+        probe(&path).map_err(|e| StorageError::io("measure fdatasync with", &path, e))
+    }
+
+    /// Stops accepting, makes what was accepted durable, and ends the threads. Idempotent; reads go on. Blocks.
+    ///
+    /// # Errors
+    /// `Failed` if the log failed at any time.
+    pub fn close(&self) -> Result<(), StorageError> {
+        self.inner.close()
+    }
+}
+
+impl Inner {
+    fn close(&self) -> Result<(), StorageError> {
+        self.store.flush_signal.stop();
+        if let Some(flusher) = self.flusher.lock().take() {
+            flusher.join().expect("the flush thread catches its panics");
+        }
+        self.store.wal.close()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // An error was logged when it occurred.
+        let _ = self.close();
+    }
+}
+
+impl Store {
+    pub(crate) fn temporary_dir(&self) -> PathBuf {
+        temporary_dir(&self.options.dir)
+    }
+
+    pub(crate) fn known_shard(&self, shard: ShardId) -> Option<Arc<Shard>> {
+        self.shards.read().get(&shard).cloned()
+    }
+
+    fn shard(&self, shard: ShardId) -> Arc<Shard> {
+        self.known_shard(shard).unwrap_or_else(|| Arc::clone(shard_of(&mut self.shards.write(), shard)))
+    }
+
+    fn samples_max(&self) -> u64 {
+        2 * self.options.flush_samples_max as u64
+    }
+
+    fn check_load(&self) -> Result<(), StorageError> {
+        let samples = self.head_samples.load(Ordering::Relaxed);
+        let max = self.samples_max();
+        if samples >= max { Err(StorageError::Overloaded { samples, max }) } else { Ok(()) }
+    }
+
+    fn count_append(&self, appended: &crate::shard::Appended) {
+        let new = appended.new_samples as u64;
+        let samples = self.head_samples.fetch_add(new, Ordering::Relaxed) + new;
+        self.metrics.head_samples.set(gauge(samples));
+        self.metrics.appended_samples.inc_by(new);
+        self.metrics.duplicate_samples.inc_by(appended.duplicates as u64);
+        self.metrics.unknown_series.inc_by(appended.unknown.len() as u64);
+        self.metrics.series.inc_by(gauge(appended.new_series as u64));
+    }
+
+    /// Samples left memory.
+    pub(crate) fn forget_head_samples(&self, gone: u64) {
+        let before = self.head_samples.fetch_sub(gone, Ordering::Relaxed);
+        self.metrics.head_samples.set(gauge(before - gone));
+    }
+
+    fn request_flush_if_due(&self) {
+        let samples = self.head_samples.load(Ordering::Relaxed);
+        let due = samples >= self.options.flush_samples_max as u64
+            || self.wal.bytes() >= self.options.flush_wal_bytes_max;
+        if due {
+            self.flush_signal.request();
+        }
+    }
+}
+
+fn temporary_dir(dir: &Path) -> PathBuf {
+    dir.join("tmp")
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Creates a directory and makes its name durable.
+fn create_dir(dir: &Path) -> Result<(), StorageError> {
+    let io = |e| StorageError::io("create", dir, e);
+    fs::create_dir_all(dir).map_err(io)?;
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    wal::sync_dir(parent).map_err(io)
+}
+
+fn shard_of(shards: &mut HashMap<ShardId, Arc<Shard>>, shard: ShardId) -> &Arc<Shard> {
+    shards.entry(shard).or_insert_with(|| Arc::new(Shard::new(shard)))
+}
+
+/// Brings back series and segments from the database.
+fn restore(
+    rocks: &Rocks,
+    meta: &Meta,
+    shards: &mut HashMap<ShardId, Arc<Shard>>,
+) -> Result<(), StorageError> {
+    rocks.load_series(|row| shard_of(shards, row.shard).restore_series(row))?;
+    let mut segments: HashMap<ShardId, Vec<Arc<Segment>>> = HashMap::new();
+    for segment in &meta.segments {
+        segments.entry(segment.key.shard).or_default().push(Arc::new(segment.clone()));
+    }
+    for (shard, segments) in segments {
+        shard_of(shards, shard).restore_segments(segments).map_err(|reason| rocks.inconsistent(reason))?;
+    }
+    Ok(())
+}
+
+/// Whether a batch makes sense by itself.
+fn check(batch: &ShardBatch) -> Result<(), StorageError> {
+    let invalid = |reason: String| Err(StorageError::Invalid { reason });
+    if !batch.is_consistent() {
+        return invalid(format!("the columns of a batch for shard {} do not fit each other", batch.shard));
+    }
+    if let Some(timestamp) = batch.timestamps.iter().find(|t| Window::of(**t).is_none()) {
+        return invalid(format!("the time {timestamp} ms cannot be stored"));
+    }
+    for (index, labels) in &batch.labels {
+        let announced = batch.fingerprints[*index as usize];
+        let actual = Fingerprint::of(&batch.tenant, labels.as_encoded());
+        if actual != announced {
+            return invalid(format!(
+                "series {labels} has fingerprint {actual}, not {announced} as announced"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Roughly how large the batch's log record will be.
+fn record_bytes_estimate(batch: &ShardBatch) -> usize {
+    let labels: usize = batch.labels.iter().map(|(_, labels)| labels.as_encoded().len() + 24).sum();
+    96 + batch.sample_count() * 10 + batch.series_count() * 4 + labels
+}

@@ -1,0 +1,82 @@
+//! What can go wrong in storage, by what the caller can do about it.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A cause whose type is nobody's business outside (RocksDB's errors, mostly).
+pub(crate) type Cause = Box<dyn Error + Send + Sync>;
+
+/// An error of the storage engine.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The request contradicts itself. Sending it again will not help.
+    #[error("invalid request: {reason}")]
+    Invalid {
+        /// What is wrong, naming the series or field.
+        reason: String,
+    },
+    /// More series match than the caller allows. Narrow the selection.
+    #[error("the selection matches {matched} series, more than the limit of {max}")]
+    TooManySeries {
+        /// Series of this shard that match and may have samples in the range.
+        matched: u64,
+        /// The caller's limit.
+        max: usize,
+    },
+    /// Appends arrive faster than flushes finish. Try again later.
+    #[error("{samples} samples wait in memory, the limit is {max} (twice flush_samples_max)")]
+    Overloaded {
+        /// Samples in memory now.
+        samples: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// Another process has this data directory open.
+    #[error("data directory {} is in use by another process", dir.display())]
+    InUse {
+        /// The data directory.
+        dir: PathBuf,
+        /// RocksDB's words.
+        #[source]
+        source: Cause,
+    },
+    /// Writing to the log failed earlier, or a background thread died: what was not acknowledged may be
+    /// lost, and nothing is acknowledged any more until the process starts again. Reads go on.
+    #[error("the engine stopped acknowledging writes")]
+    Failed {
+        /// The first error.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// The disk or RocksDB refused this one operation; it may work later.
+    #[error("cannot {action}")]
+    Unavailable {
+        /// What was tried, with the path.
+        action: String,
+        /// Why it failed.
+        #[source]
+        source: Cause,
+    },
+    /// Stored data is damaged. It must be repaired from another replica.
+    #[error("corrupt data in {} at byte {offset}: {reason}", path.display())]
+    Corrupt {
+        /// The damaged file, or the database's folder.
+        path: PathBuf,
+        /// Where in the file; 0 if unknown.
+        offset: u64,
+        /// What was found.
+        reason: String,
+    },
+    /// The engine was closed.
+    #[error("storage is closed")]
+    Closed,
+}
+
+impl StorageError {
+    /// An IO error of one operation on `path`.
+    pub(crate) fn io(action: &str, path: &Path, source: io::Error) -> Self {
+        Self::Unavailable { action: format!("{action} {}", path.display()), source: source.into() }
+    }
+}

@@ -1,0 +1,282 @@
+//! Flush: from the head to table files in RocksDB, then removal of the log that it replaces.
+//!
+//! The order is what makes it safe; a crash between any two steps loses nothing:
+//!
+//! 1. The log starts a new segment `n`: all records before it are durable, and their samples in heads.
+//! 2. Every shard's head is set aside (and stays readable).
+//! 3. New series' rows go to `index`, and the flush's number is taken for good, in one synced write.
+//! 4. Chunks are written to table files, one per window, and ingested: durable, but read by nobody.
+//! 5. One synced write to `meta` makes the segments live and says that replay starts at `n`.
+//! 6. In memory, the segments replace what was set aside.
+//! 7. Log segments below `n` are removed.
+//!
+//! A crash before 5 leaves table files that no `meta` row knows; they are removed at start. Records of `n`
+//! whose samples were flushed too are replayed into the same state. If a step fails, what was set aside goes
+//! back into the heads, and the next flush does it all again.
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use roaring::RoaringBitmap;
+
+use crate::chunk::{self, CHUNK_SAMPLES_MAX};
+use crate::engine::Store;
+use crate::error::StorageError;
+use crate::keys::{Segment, SegmentKey, Window};
+use crate::run::Run;
+use crate::shard::{Shard, Taken};
+
+/// After a failed flush the thread waits this long.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Windows that get a table file of their own in one flush. If there are more (a backfill), the rest share
+/// one file: that costs reads a little, but not a file per two hours of history.
+const TABLES_MAX: usize = 64;
+
+/// Wakes the flush thread.
+#[derive(Debug, Default)]
+pub(crate) struct FlushSignal {
+    state: Mutex<SignalState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct SignalState {
+    wanted: bool,
+    stopping: bool,
+}
+
+#[derive(PartialEq)]
+enum Wake {
+    Flush,
+    Stop,
+}
+
+impl FlushSignal {
+    /// Asks for a flush soon.
+    pub(crate) fn request(&self) {
+        let mut state = self.state.lock();
+        if !state.wanted {
+            state.wanted = true;
+            self.changed.notify_one();
+        }
+    }
+
+    /// Asks the thread to end.
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopping = true;
+        self.changed.notify_one();
+    }
+
+    fn wait(&self, at_most: Duration) -> Wake {
+        let mut state = self.state.lock();
+        let until = Instant::now() + at_most;
+        self.changed.wait_while_until(&mut state, |state| !state.wanted && !state.stopping, until);
+        state.wanted = false;
+        if state.stopping { Wake::Stop } else { Wake::Flush }
+    }
+
+    fn wait_to_retry(&self) {
+        let mut state = self.state.lock();
+        let until = Instant::now() + RETRY_AFTER;
+        self.changed.wait_while_until(&mut state, |state| !state.stopping, until);
+    }
+}
+
+/// The flush thread: flushes on request and at the interval, until it is stopped.
+pub(crate) fn run_guarded(store: &Store) {
+    let run = || {
+        while store.flush_signal.wait(store.options.flush_interval) == Wake::Flush {
+            match flush(store) {
+                Ok(()) => {}
+                Err(StorageError::Failed { .. } | StorageError::Closed) => return,
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "flush failed, trying again");
+                    store.flush_signal.wait_to_retry();
+                }
+            }
+        }
+    };
+    if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
+        store.wal.fail(io::Error::other("the flush thread panicked"));
+    }
+}
+
+/// Flushes all shards. One flush runs at a time; a second one waits for the first.
+pub(crate) fn flush(store: &Store) -> Result<(), StorageError> {
+    let mut next_segment = store.next_segment.lock();
+    store.wal.check()?;
+    let mut shards: Vec<Arc<Shard>> = store.shards.read().values().cloned().collect();
+    shards.sort_unstable_by_key(|shard| shard.id);
+    if !shards.iter().any(|shard| shard.needs_flush()) {
+        return Ok(());
+    }
+    let started = Instant::now();
+    let replay_from = store.wal.rotate()?;
+    let taken: Vec<(Arc<Shard>, Taken)> =
+        shards.into_iter().filter_map(|shard| shard.begin_flush().map(|taken| (shard, taken))).collect();
+    let number = *next_segment;
+    *next_segment += 1;
+    match write(store, &taken, number, replay_from) {
+        Ok(written) => {
+            for (shard, taken) in &taken {
+                let own = written.segments.iter().filter(|s| s.key.shard == shard.id).cloned().collect();
+                shard.finish_flush(taken, own);
+            }
+            store.disk_segments.fetch_add(written.segments.len() as u64, Ordering::Relaxed);
+            store.forget_head_samples(written.samples);
+            store.metrics.flushed_samples.inc_by(written.samples);
+            store.metrics.flushed_bytes.inc_by(written.bytes);
+        }
+        Err(error) => {
+            let repeated: usize = taken.iter().map(|(shard, taken)| shard.abort_flush(taken)).sum();
+            store.forget_head_samples(repeated as u64);
+            store.metrics.flush_failures.inc();
+            return Err(error);
+        }
+    }
+    if let Err(error) = store.wal.remove_below(replay_from) {
+        // The samples are safe twice; the next flush or start removes the files.
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove old log segments");
+    }
+    store.metrics.flush_duration.observe(started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Written {
+    segments: Vec<Arc<Segment>>,
+    samples: u64,
+    bytes: u64,
+}
+
+/// Steps 3 to 5 of the module's description.
+fn write(
+    store: &Store,
+    taken: &[(Arc<Shard>, Taken)],
+    number: u64,
+    replay_from: u64,
+) -> Result<Written, StorageError> {
+    let rows = taken.iter().flat_map(|(_, taken)| taken.new_series.iter().cloned());
+    store.rocks.write_series(rows, number + 1)?;
+    let chunks = plan_chunks(taken);
+    let (paths, bytes) = write_tables(store, taken, number, &chunks)?;
+    if !paths.is_empty() {
+        store.rocks.ingest(paths)?;
+    }
+    let segments = describe(taken, number, &chunks);
+    store.rocks.commit(segments.iter().map(|s| &**s), replay_from)?;
+    let samples = segments.iter().map(|segment| segment.samples).sum();
+    Ok(Written { segments, samples, bytes })
+}
+
+/// One chunk to write. Ordered like its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct PlannedChunk {
+    window: Window,
+    /// Position in the list of shards, which is ordered by shard.
+    shard: usize,
+    /// Position in the shard's runs, which are ordered by ordinal.
+    run: usize,
+    part: u16,
+    /// First sample of the run.
+    from: usize,
+    /// One behind the last sample of the run.
+    to: usize,
+}
+
+/// Cuts every run at windows, and windows with many samples into parts.
+fn plan_chunks(taken: &[(Arc<Shard>, Taken)]) -> Vec<PlannedChunk> {
+    let mut chunks = Vec::new();
+    for (shard, (_, taken)) in taken.iter().enumerate() {
+        for (run, (_, samples)) in taken.runs.iter().enumerate() {
+            let mut at = 0;
+            while let Some(first) = samples.timestamps.get(at) {
+                let window = Window::of(*first).expect("appends check that times have a window");
+                let rest = &samples.timestamps[at..];
+                let end = at + rest.partition_point(|timestamp| *timestamp < window.end());
+                let mut part = 0;
+                while at < end {
+                    let to = end.min(at + CHUNK_SAMPLES_MAX);
+                    chunks.push(PlannedChunk { window, shard, run, part, from: at, to });
+                    part += 1;
+                    at = to;
+                }
+            }
+        }
+    }
+    chunks.sort_unstable();
+    chunks
+}
+
+/// The ordinal and samples of a planned chunk.
+fn locate(taken: &[(Arc<Shard>, Taken)], chunk: PlannedChunk) -> (&Shard, u32, &Run) {
+    let (shard, taken) = &taken[chunk.shard];
+    let (ordinal, run) = &taken.runs[chunk.run];
+    (shard, *ordinal, run)
+}
+
+fn write_tables(
+    store: &Store,
+    taken: &[(Arc<Shard>, Taken)],
+    number: u64,
+    chunks: &[PlannedChunk],
+) -> Result<(Vec<PathBuf>, u64), StorageError> {
+    let mut paths = Vec::new();
+    let mut bytes = 0;
+    let mut rest = chunks;
+    let mut encoded = Vec::new();
+    while let Some(first) = rest.first() {
+        let count = if paths.len() + 1 < TABLES_MAX {
+            rest.partition_point(|chunk| chunk.window == first.window)
+        } else {
+            rest.len()
+        };
+        let (now, later) = rest.split_at(count);
+        rest = later;
+        let name = format!("{number:08}-{:03}.sst", paths.len());
+        let mut table = store.rocks.table(store.temporary_dir().join(name))?;
+        for chunk in now {
+            let (shard, ordinal, run) = locate(taken, *chunk);
+            let segment = SegmentKey { window: chunk.window, segment: number, shard: shard.id };
+            let samples = chunk.from..chunk.to;
+            encoded.clear();
+            chunk::encode(&run.timestamps[samples.clone()], &run.values[samples], &mut encoded);
+            table.put(&segment.data_key(ordinal, chunk.part), &encoded)?;
+        }
+        let (path, table_bytes) = table.finish()?;
+        paths.push(path);
+        bytes += table_bytes;
+    }
+    Ok((paths, bytes))
+}
+
+/// The rows of `meta` for what was written: one per window and shard.
+fn describe(taken: &[(Arc<Shard>, Taken)], number: u64, chunks: &[PlannedChunk]) -> Vec<Arc<Segment>> {
+    let same_segment = |a: &PlannedChunk, b: &PlannedChunk| (a.window, a.shard) == (b.window, b.shard);
+    let mut segments = Vec::new();
+    for group in chunks.chunk_by(same_segment) {
+        let (shard, _, _) = locate(taken, group[0]);
+        let mut segment = Segment {
+            key: SegmentKey { window: group[0].window, segment: number, shard: shard.id },
+            samples: 0,
+            first_ms: i64::MAX,
+            last_ms: i64::MIN,
+            ordinals: RoaringBitmap::new(),
+        };
+        for chunk in group {
+            let (_, ordinal, run) = locate(taken, *chunk);
+            segment.samples += (chunk.to - chunk.from) as u64;
+            segment.first_ms = segment.first_ms.min(run.timestamps[chunk.from]);
+            segment.last_ms = segment.last_ms.max(run.timestamps[chunk.to - 1]);
+            segment.ordinals.insert(ordinal);
+        }
+        segment.ordinals.optimize();
+        segments.push(Arc::new(segment));
+    }
+    segments
+}

@@ -1,0 +1,254 @@
+//! Keys and rows of the three RocksDB column families. `docs/data-format.md` shows the same tables.
+//!
+//! Numbers in keys are big-endian, so that RocksDB's order of bytes is the order of numbers; numbers in
+//! values are little-endian.
+//!
+//! `data`: one row per chunk (`chunk.rs`), written by ingesting table files, never by a put.
+//!
+//! | key field | bytes | content |
+//! |---|---|---|
+//! | window | 4 | number of the 2 h window (may be negative), plus 2^31 |
+//! | segment | 8 | number of the flush |
+//! | shard | 2 | |
+//! | ordinal | 4 | the series' number within its shard, on this node |
+//! | part | 2 | 0, or higher if the series has more samples in the window than a chunk holds |
+//!
+//! Window and segment come first because a flush writes one table file per window for all shards: such
+//! files never overlap each other, all lie in RocksDB's last level, and go away as files.
+//!
+//! `index`: one row per series.
+//!
+//! | key field | bytes | | value field | bytes |
+//! |---|---|---|---|---|
+//! | `s` | 1 | | fingerprint | 16 |
+//! | shard | 2 | | tenant length, tenant | 1 + n |
+//! | ordinal | 4 | | encoded labels | rest |
+//!
+//! `meta`: what is live.
+//!
+//! | key | value |
+//! |---|---|
+//! | `v` | u32: version of the format, 1 |
+//! | `n` | u64: number of the next segment; numbers are never used twice |
+//! | `w` | u64: number of the first WAL segment that replay needs |
+//! | `g`, window (4), segment (8), shard (2) | u64 samples, i64 first time, i64 last time, serialised roaring bitmap of the ordinals |
+
+use roaring::RoaringBitmap;
+use saturn_model::{Fingerprint, Labels, ShardId, TenantId};
+
+use crate::wire::Reader;
+
+/// Length of a window in milliseconds.
+pub(crate) const WINDOW_MS: i64 = 2 * 3600 * 1000;
+/// Version of everything in the data directory.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+/// Length of a key of `data`.
+pub(crate) const DATA_KEY_BYTES: usize = 20;
+
+pub(crate) const META_VERSION: &[u8] = b"v";
+pub(crate) const META_NEXT_SEGMENT: &[u8] = b"n";
+pub(crate) const META_REPLAY_FROM: &[u8] = b"w";
+pub(crate) const META_SEGMENT: u8 = b'g';
+const INDEX_SERIES: u8 = b's';
+
+/// A 2 h window, numbered so that unsigned order is the order of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Window(pub(crate) u32);
+
+impl Window {
+    /// The window that holds a time in milliseconds; `None` beyond some 490,000 years around 1970.
+    pub(crate) fn of(timestamp: i64) -> Option<Self> {
+        let number = i32::try_from(timestamp.div_euclid(WINDOW_MS)).ok()?;
+        Some(Self(number.cast_unsigned() ^ 1 << 31))
+    }
+
+    /// The first millisecond after the window.
+    pub(crate) fn end(self) -> i64 {
+        let number = (self.0 ^ 1 << 31).cast_signed();
+        (i64::from(number) + 1) * WINDOW_MS
+    }
+}
+
+/// Which flushed data: one flush's samples of one shard and window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SegmentKey {
+    pub(crate) window: Window,
+    pub(crate) segment: u64,
+    pub(crate) shard: ShardId,
+}
+
+/// A live segment, as its `meta` row describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Segment {
+    pub(crate) key: SegmentKey,
+    pub(crate) samples: u64,
+    pub(crate) first_ms: i64,
+    pub(crate) last_ms: i64,
+    /// Series that have a chunk in it.
+    pub(crate) ordinals: RoaringBitmap,
+}
+
+/// A series, as its `index` row describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SeriesRow {
+    pub(crate) shard: ShardId,
+    pub(crate) ordinal: u32,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) tenant: TenantId,
+    pub(crate) labels: Labels,
+}
+
+impl SegmentKey {
+    /// The first 14 bytes of all its keys in `data`.
+    pub(crate) fn data_prefix(self) -> [u8; 14] {
+        let mut prefix = [0; 14];
+        prefix[..4].copy_from_slice(&self.window.0.to_be_bytes());
+        prefix[4..12].copy_from_slice(&self.segment.to_be_bytes());
+        prefix[12..].copy_from_slice(&self.shard.0.to_be_bytes());
+        prefix
+    }
+
+    pub(crate) fn data_key(self, ordinal: u32, part: u16) -> [u8; DATA_KEY_BYTES] {
+        let mut key = [0; DATA_KEY_BYTES];
+        key[..14].copy_from_slice(&self.data_prefix());
+        key[14..18].copy_from_slice(&ordinal.to_be_bytes());
+        key[18..].copy_from_slice(&part.to_be_bytes());
+        key
+    }
+
+    /// Splits a key of `data` into segment, ordinal and part.
+    pub(crate) fn from_data_key(key: &[u8]) -> Option<(Self, u32, u16)> {
+        let mut reader = Reader::new(key);
+        let segment = Self::read(&mut reader)?;
+        let ordinal = reader.array().map(u32::from_be_bytes)?;
+        let part = reader.array().map(u16::from_be_bytes)?;
+        reader.is_empty().then_some((segment, ordinal, part))
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let window = Window(reader.array().map(u32::from_be_bytes)?);
+        let segment = reader.array().map(u64::from_be_bytes)?;
+        let shard = ShardId(reader.array().map(u16::from_be_bytes)?);
+        Some(Self { window, segment, shard })
+    }
+}
+
+impl Segment {
+    pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
+        let mut key = vec![META_SEGMENT];
+        key.extend_from_slice(&self.key.data_prefix());
+        let mut value = Vec::with_capacity(24 + self.ordinals.serialized_size());
+        value.extend_from_slice(&self.samples.to_le_bytes());
+        value.extend_from_slice(&self.first_ms.to_le_bytes());
+        value.extend_from_slice(&self.last_ms.to_le_bytes());
+        self.ordinals.serialize_into(&mut value).expect("writing to memory does not fail");
+        (key, value)
+    }
+
+    pub(crate) fn from_row(key: &[u8], value: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(key.strip_prefix(&[META_SEGMENT])?);
+        let key = SegmentKey::read(&mut reader)?;
+        if !reader.is_empty() {
+            return None;
+        }
+        let mut reader = Reader::new(value);
+        let (samples, first_ms, last_ms) = (reader.u64()?, reader.i64()?, reader.i64()?);
+        let ordinals = RoaringBitmap::deserialize_from(reader.rest()).ok()?;
+        Some(Self { key, samples, first_ms, last_ms, ordinals })
+    }
+}
+
+impl SeriesRow {
+    pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
+        let mut key = vec![INDEX_SERIES];
+        key.extend_from_slice(&self.shard.0.to_be_bytes());
+        key.extend_from_slice(&self.ordinal.to_be_bytes());
+        let tenant = self.tenant.as_str();
+        let labels = self.labels.as_encoded();
+        let mut value = Vec::with_capacity(17 + tenant.len() + labels.len());
+        value.extend_from_slice(&self.fingerprint.to_bytes());
+        value.push(u8::try_from(tenant.len()).expect("tenant names are at most 63 bytes"));
+        value.extend_from_slice(tenant.as_bytes());
+        value.extend_from_slice(labels.as_bytes());
+        (key, value)
+    }
+
+    pub(crate) fn from_row(key: &[u8], value: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(key.strip_prefix(&[INDEX_SERIES])?);
+        let shard = ShardId(reader.array().map(u16::from_be_bytes)?);
+        let ordinal = reader.array().map(u32::from_be_bytes)?;
+        if !reader.is_empty() {
+            return None;
+        }
+        let mut reader = Reader::new(value);
+        let fingerprint = Fingerprint::from_bytes(reader.array()?);
+        let tenant_len = usize::from(reader.u8()?);
+        let tenant = TenantId::new(std::str::from_utf8(reader.take(tenant_len)?).ok()?).ok()?;
+        let labels = Labels::from_encoded(std::str::from_utf8(reader.rest()).ok()?).ok()?;
+        Some(Self { shard, ordinal, fingerprint, tenant, labels })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn data_keys_sort_like_their_fields(
+            a in (any::<u32>(), any::<u64>(), any::<u16>(), any::<u32>(), any::<u16>()),
+            b in (any::<u32>(), any::<u64>(), any::<u16>(), any::<u32>(), any::<u16>()),
+        ) {
+            let key = |(window, segment, shard, ordinal, part)| {
+                SegmentKey { window: Window(window), segment, shard: ShardId(shard) }.data_key(ordinal, part)
+            };
+            prop_assert_eq!(key(a).cmp(&key(b)), a.cmp(&b));
+            let (back, ordinal, part) = SegmentKey::from_data_key(&key(a)).expect("own key");
+            prop_assert_eq!((back.window.0, back.segment, back.shard.0, ordinal, part), a);
+        }
+
+        #[test]
+        fn windows_hold_their_times(t in -1_000_000_000_000_000_i64..1_000_000_000_000_000) {
+            let window = Window::of(t).expect("in range");
+            prop_assert!((window.end() - WINDOW_MS..window.end()).contains(&t));
+            prop_assert!(Window::of(t + WINDOW_MS).expect("in range") > window);
+        }
+
+        #[test]
+        fn rows_survive(
+            shard in any::<u16>(), ordinal in any::<u32>(), value in "\\PC{1,40}",
+            ordinals in proptest::collection::btree_set(any::<u32>(), 0..50),
+        ) {
+            let tenant = TenantId::new("demo").expect("valid");
+            let labels = Labels::from_pairs([("l", value.as_str())]).expect("valid");
+            let fingerprint = Fingerprint::of(&tenant, labels.as_encoded());
+            let row = SeriesRow { shard: ShardId(shard), ordinal, fingerprint, tenant, labels };
+            let (key, value) = row.to_row();
+            prop_assert_eq!(SeriesRow::from_row(&key, &value), Some(row));
+            let segment = Segment {
+                key: SegmentKey { window: Window(7), segment: 9, shard: ShardId(shard) },
+                samples: 3, first_ms: -4, last_ms: 5, ordinals: ordinals.into_iter().collect(),
+            };
+            let (key, value) = segment.to_row();
+            prop_assert_eq!(Segment::from_row(&key, &value), Some(segment));
+        }
+
+        #[test]
+        fn damaged_rows_are_refused_or_read(
+            key in proptest::collection::vec(any::<u8>(), 0..16),
+            value in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let with = |kind: u8| [&[kind], key.as_slice()].concat();
+            let _ = SeriesRow::from_row(&with(INDEX_SERIES), &value);
+            let _ = Segment::from_row(&with(META_SEGMENT), &value);
+        }
+    }
+
+    #[test]
+    fn extreme_times_have_no_window() {
+        assert_eq!(Window::of(i64::MAX), None);
+        assert_eq!(Window::of(i64::MIN), None);
+        assert!(Window::of(-1).expect("in range") < Window::of(0).expect("in range"));
+    }
+}

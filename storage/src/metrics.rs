@@ -1,0 +1,71 @@
+//! The crate's own metrics, built from the registry that the node passes in.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Counters end in `_total` in the exposition; the client library adds that.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub(crate) appended_samples: Counter,
+    pub(crate) duplicate_samples: Counter,
+    pub(crate) unknown_series: Counter,
+    pub(crate) series: Gauge,
+    pub(crate) head_samples: Gauge,
+    pub(crate) wal_fsync_duration: Histogram,
+    pub(crate) wal_written_bytes: Counter,
+    pub(crate) wal_group_bytes: Histogram,
+    pub(crate) wal_failed: Gauge,
+    pub(crate) flush_duration: Histogram,
+    pub(crate) flushed_samples: Counter,
+    pub(crate) flushed_bytes: Counter,
+    pub(crate) flush_failures: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            appended_samples: Counter::default(),
+            duplicate_samples: Counter::default(),
+            unknown_series: Counter::default(),
+            series: Gauge::default(),
+            head_samples: Gauge::default(),
+            wal_fsync_duration: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
+            wal_written_bytes: Counter::default(),
+            wal_group_bytes: Histogram::new(exponential_buckets(256.0, 4.0, 8)),
+            wal_failed: Gauge::default(),
+            flush_duration: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
+            flushed_samples: Counter::default(),
+            flushed_bytes: Counter::default(),
+            flush_failures: Counter::default(),
+        };
+        metrics.register(registry);
+        metrics
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let mut counter = |name: &str, help: &str, counter: &Counter| {
+            registry.register(format!("saturn_storage_{name}"), help, counter.clone());
+        };
+        counter("appended_samples", "Samples stored, duplicates not counted", &self.appended_samples);
+        counter("duplicate_samples", "Samples whose time was already there", &self.duplicate_samples);
+        counter("unknown_series", "Series sent back for their labels", &self.unknown_series);
+        counter("wal_written_bytes", "Bytes written to the WAL", &self.wal_written_bytes);
+        counter("flushed_samples", "Samples moved from the head to RocksDB", &self.flushed_samples);
+        counter("flushed_bytes", "Bytes of table files written by flushes", &self.flushed_bytes);
+        counter("flush_failures", "Flushes that failed and will be tried again", &self.flush_failures);
+        let mut gauge = |name: &str, help: &str, gauge: &Gauge| {
+            registry.register(format!("saturn_storage_{name}"), help, gauge.clone());
+        };
+        gauge("series", "Series known", &self.series);
+        gauge("head_samples", "Samples in memory", &self.head_samples);
+        gauge("wal_failed", "1 once writing failed and nothing is acknowledged any more", &self.wal_failed);
+        let mut histogram = |name: &str, help: &str, histogram: &Histogram| {
+            registry.register(format!("saturn_storage_{name}"), help, histogram.clone());
+        };
+        histogram("wal_fsync_duration_seconds", "Time of one fdatasync of the WAL", &self.wal_fsync_duration);
+        histogram("wal_group_bytes", "Bytes written before one fdatasync", &self.wal_group_bytes);
+        histogram("flush_duration_seconds", "Time of one flush", &self.flush_duration);
+    }
+}

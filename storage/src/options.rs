@@ -1,0 +1,59 @@
+//! How an engine is set up, and what it says about itself.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where an engine keeps its data, and its bounds.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// The data directory; created if it does not exist.
+    pub dir: PathBuf,
+    /// Size at which a new WAL segment starts, in bytes. A segment may exceed it by one group.
+    pub wal_segment_bytes: u64,
+    /// Most bytes written before one fdatasync. A larger record is a group of its own.
+    pub group_commit_bytes_max: usize,
+    /// Most bytes that wait for the WAL's writer; appenders wait beyond it.
+    pub wal_queue_bytes_max: usize,
+    /// Samples in memory at which a flush starts. Twice as many are refused as overload.
+    pub flush_samples_max: usize,
+    /// WAL size at which a flush starts, in bytes: bounds the time to start again.
+    pub flush_wal_bytes_max: u64,
+    /// Longest time between flushes.
+    pub flush_interval: Duration,
+    /// Size of RocksDB's block cache, in bytes.
+    pub block_cache_bytes: usize,
+    /// Most table files that RocksDB keeps open.
+    pub open_files_max: i32,
+}
+
+impl EngineOptions {
+    /// The defaults for a data directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            wal_segment_bytes: 64 << 20,
+            group_commit_bytes_max: 2 << 20,
+            wal_queue_bytes_max: 16 << 20,
+            flush_samples_max: 20_000_000,
+            flush_wal_bytes_max: 2 << 30,
+            flush_interval: Duration::from_secs(30 * 60),
+            block_cache_bytes: 128 << 20,
+            open_files_max: 512,
+        }
+    }
+}
+
+/// An engine's figures at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Series known, of all tenants and shards.
+    pub series: u64,
+    /// Samples in memory, those that are just being flushed included.
+    pub head_samples: u64,
+    /// Bytes of the WAL's segment files.
+    pub wal_bytes: u64,
+    /// Bytes of RocksDB's table files.
+    pub disk_bytes: u64,
+    /// Flushed segments: one per flush, shard and 2 h window.
+    pub flushed_segments: u64,
+}

@@ -1,0 +1,157 @@
+//! Reads: from matchers to series, from series to merged samples.
+//!
+//! A read takes a snapshot of one shard under its lock (what is in memory, and the list of live segments)
+//! and then reads segments without any lock: they never change. Since a flush swaps memory for segments in
+//! one step, no sample is missed or invented in between.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+use saturn_model::{Labels, Selection, SeriesColumns, ShardId};
+
+use crate::engine::Store;
+use crate::error::StorageError;
+use crate::keys::Segment;
+use crate::run::Run;
+use crate::shard::{Head, Shard};
+
+/// What memory holds of the selected series, parallel to their ordinals.
+struct Snapshot {
+    ordinals: Vec<u32>,
+    in_memory: Vec<SeriesColumns>,
+    segments: Arc<Vec<Arc<Segment>>>,
+}
+
+/// See `Engine::select`.
+pub(crate) fn select(
+    store: &Store,
+    shard: ShardId,
+    selection: &Selection,
+    series_max: usize,
+) -> Result<Vec<SeriesColumns>, StorageError> {
+    let Some(shard) = store.known_shard(shard) else {
+        return Ok(Vec::new());
+    };
+    let (start, end) = (selection.start.0, selection.end.0);
+    let matched = matching(&shard, selection);
+    let snapshot = take_snapshot(&shard, &matched, start, end, series_max)?;
+    let mut columns = read_segments(store, &snapshot, start, end)?;
+    for (columns, in_memory) in columns.iter_mut().zip(&snapshot.in_memory) {
+        if !in_memory.timestamps.is_empty() {
+            columns.merge(&in_memory.timestamps, &in_memory.values);
+        }
+    }
+    let index = shard.index.read();
+    for (columns, ordinal) in columns.iter_mut().zip(&snapshot.ordinals) {
+        columns.labels = index.series[*ordinal as usize].labels.clone();
+    }
+    drop(index);
+    columns.retain(|columns| !columns.timestamps.is_empty());
+    Ok(columns)
+}
+
+/// The series of the tenant that satisfy the matchers, whenever they had samples.
+fn matching(shard: &Shard, selection: &Selection) -> RoaringBitmap {
+    let index = shard.index.read();
+    index.tenant(&selection.tenant).map(|tenant| tenant.matching(&selection.matchers)).unwrap_or_default()
+}
+
+fn take_snapshot(
+    shard: &Shard,
+    matched: &RoaringBitmap,
+    start: i64,
+    end: i64,
+    series_max: usize,
+) -> Result<Snapshot, StorageError> {
+    let head = shard.head.lock();
+    let present = head.present(matched, start, end);
+    if present.len() > series_max as u64 {
+        return Err(StorageError::TooManySeries { matched: present.len(), max: series_max });
+    }
+    let ordinals: Vec<u32> = present.iter().collect();
+    let in_memory = ordinals.iter().map(|ordinal| copy_from_memory(&head, *ordinal, start, end)).collect();
+    Ok(Snapshot { ordinals, in_memory, segments: Arc::clone(&head.segments) })
+}
+
+fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesColumns {
+    let mut columns = SeriesColumns::default();
+    let mut add = |run: &Run| {
+        let (timestamps, values) = run.range(start, end);
+        if !timestamps.is_empty() {
+            columns.merge(timestamps, values);
+        }
+    };
+    if let Some(run) = head.flushing_run(ordinal) {
+        add(run);
+    }
+    add(&head.runs[ordinal as usize]);
+    columns
+}
+
+/// The flushed samples of the snapshot's series, parallel to its ordinals.
+fn read_segments(
+    store: &Store,
+    snapshot: &Snapshot,
+    start: i64,
+    end: i64,
+) -> Result<Vec<SeriesColumns>, StorageError> {
+    let mut columns = vec![SeriesColumns::default(); snapshot.ordinals.len()];
+    // Segments are in order of time, so that most merges only append.
+    for segment in snapshot.segments.iter().filter(|segment| segment.touches(start, end)) {
+        let wanted = snapshot.ordinals.iter().copied().filter(|ordinal| segment.ordinals.contains(*ordinal));
+        let mut position = 0;
+        store.rocks.read_chunks(segment.key, wanted, |ordinal, timestamps, values| {
+            while snapshot.ordinals[position] < ordinal {
+                position += 1;
+            }
+            let from = timestamps.partition_point(|t| *t < start);
+            let to = timestamps.partition_point(|t| *t <= end).max(from);
+            if from < to {
+                columns[position].merge(&timestamps[from..to], &values[from..to]);
+            }
+        })?;
+    }
+    Ok(columns)
+}
+
+/// The series that match and may have samples in the range.
+fn present(shard: &Shard, selection: &Selection) -> RoaringBitmap {
+    let matched = matching(shard, selection);
+    shard.head.lock().present(&matched, selection.start.0, selection.end.0)
+}
+
+/// See `Engine::series`.
+pub(crate) fn series(store: &Store, shard: ShardId, selection: &Selection) -> Vec<Labels> {
+    let Some(shard) = store.known_shard(shard) else {
+        return Vec::new();
+    };
+    let present = present(&shard, selection);
+    let index = shard.index.read();
+    present.iter().map(|ordinal| index.series[ordinal as usize].labels.clone()).collect()
+}
+
+/// See `Engine::label_names`.
+pub(crate) fn label_names(store: &Store, shard: ShardId, selection: &Selection) -> BTreeSet<String> {
+    let Some(shard) = store.known_shard(shard) else {
+        return BTreeSet::new();
+    };
+    let present = present(&shard, selection);
+    let index = shard.index.read();
+    index.tenant(&selection.tenant).map(|tenant| tenant.names_of(&present)).unwrap_or_default()
+}
+
+/// See `Engine::label_values`.
+pub(crate) fn label_values(
+    store: &Store,
+    shard: ShardId,
+    selection: &Selection,
+    name: &str,
+) -> BTreeSet<String> {
+    let Some(shard) = store.known_shard(shard) else {
+        return BTreeSet::new();
+    };
+    let present = present(&shard, selection);
+    let index = shard.index.read();
+    index.tenant(&selection.tenant).map(|tenant| tenant.values_of(name, &present)).unwrap_or_default()
+}

@@ -1,0 +1,389 @@
+//! RocksDB behind our own words: no type of it leaves this file.
+//!
+//! Three column families (`keys.rs`). `data` receives whole table files only and is never compacted;
+//! `index` and `meta` are small and written with a sync each. Every read verifies block checksums. The
+//! database's own log holds rows of `index` and `meta` only; our log (`wal/`) holds the samples.
+
+use std::path::{Path, PathBuf};
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator,
+    DBRecoveryMode, IngestExternalFileOptions, IteratorMode, Options, ReadOptions, SstFileWriter, WriteBatch,
+    WriteOptions,
+};
+
+use crate::chunk;
+use crate::error::StorageError;
+use crate::keys::{
+    FORMAT_VERSION, META_NEXT_SEGMENT, META_REPLAY_FROM, META_SEGMENT, META_VERSION, Segment, SegmentKey,
+    SeriesRow,
+};
+use crate::options::EngineOptions;
+
+const DATA: &str = "data";
+const INDEX: &str = "index";
+const META: &str = "meta";
+
+/// The database of one data directory.
+pub(crate) struct Rocks {
+    db: DB,
+    /// For new table files; the same as those of the column family.
+    data_options: Options,
+    path: PathBuf,
+}
+
+/// What `meta` says at start.
+#[derive(Debug, Default)]
+pub(crate) struct Meta {
+    pub(crate) next_segment: u64,
+    /// `None` in a directory that was never opened to the end.
+    pub(crate) replay_from: Option<u64>,
+    pub(crate) segments: Vec<Segment>,
+}
+
+/// A table file in the making.
+pub(crate) struct Table<'a> {
+    writer: SstFileWriter<'a>,
+    pub(crate) path: PathBuf,
+}
+
+impl Rocks {
+    /// Opens or creates the database in `path`.
+    pub(crate) fn open(path: &Path, options: &EngineOptions) -> Result<Self, StorageError> {
+        let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        let data_options = data_options(&cache);
+        let families = [
+            ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, rows_options(&cache)),
+            ColumnFamilyDescriptor::new(DATA, data_options.clone()),
+            ColumnFamilyDescriptor::new(INDEX, rows_options(&cache)),
+            ColumnFamilyDescriptor::new(META, rows_options(&cache)),
+        ];
+        let db = DB::open_cf_descriptors(&database_options(options), path, families)
+            .map_err(|e| opening_error(path, options, e))?;
+        Ok(Self { db, data_options, path: path.into() })
+    }
+
+    fn family(&self, name: &str) -> &ColumnFamily {
+        self.db.cf_handle(name).expect("the family was opened with the database")
+    }
+
+    fn error(&self, action: &str, error: rocksdb::Error) -> StorageError {
+        read_error(&self.path, action, error)
+    }
+
+    /// Rows that contradict each other.
+    pub(crate) fn inconsistent(&self, reason: String) -> StorageError {
+        StorageError::Corrupt { path: self.path.clone(), offset: 0, reason }
+    }
+
+    /// A row that cannot be what was written.
+    fn damaged(&self, family: &str, key: &[u8]) -> StorageError {
+        self.inconsistent(format!("the row {} of {family} is damaged", hex(key)))
+    }
+
+    /// All rows of `meta`.
+    pub(crate) fn load_meta(&self) -> Result<Meta, StorageError> {
+        let mut meta = Meta { next_segment: 1, ..Meta::default() };
+        self.for_each_row(META, |key, value| {
+            match key {
+                META_VERSION => {
+                    let version = u32::from_le_bytes(value.try_into().ok()?);
+                    return (version == FORMAT_VERSION).then_some(());
+                }
+                META_NEXT_SEGMENT => meta.next_segment = u64::from_le_bytes(value.try_into().ok()?),
+                META_REPLAY_FROM => meta.replay_from = Some(u64::from_le_bytes(value.try_into().ok()?)),
+                [META_SEGMENT, ..] => meta.segments.push(Segment::from_row(key, value)?),
+                _ => return None,
+            }
+            Some(())
+        })?;
+        Ok(meta)
+    }
+
+    /// All rows of `index`, ascending by shard and ordinal.
+    pub(crate) fn load_series(
+        &self,
+        mut each: impl FnMut(SeriesRow) -> Result<(), String>,
+    ) -> Result<(), StorageError> {
+        let mut refused = None;
+        let loaded = self.for_each_row(INDEX, |key, value| {
+            each(SeriesRow::from_row(key, value)?).map_err(|reason| refused = Some(reason)).ok()
+        });
+        match refused {
+            Some(reason) => Err(self.inconsistent(reason)),
+            None => loaded,
+        }
+    }
+
+    fn for_each_row(
+        &self,
+        family: &str,
+        mut each: impl FnMut(&[u8], &[u8]) -> Option<()>,
+    ) -> Result<(), StorageError> {
+        let rows = self.db.iterator_cf_opt(self.family(family), read_options(), IteratorMode::Start);
+        for row in rows {
+            let (key, value) = row.map_err(|e| self.error("read", e))?;
+            each(&key, &value).ok_or_else(|| self.damaged(family, &key))?;
+        }
+        Ok(())
+    }
+
+    /// Notes that the directory is complete, and where replay starts.
+    pub(crate) fn initialise(&self, replay_from: u64) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_VERSION, FORMAT_VERSION.to_le_bytes());
+        batch.put_cf(self.family(META), META_REPLAY_FROM, replay_from.to_le_bytes());
+        self.write_durably(batch)
+    }
+
+    /// Makes new series durable, and reserves a segment number for good.
+    pub(crate) fn write_series(
+        &self,
+        rows: impl Iterator<Item = SeriesRow>,
+        next_segment: u64,
+    ) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_NEXT_SEGMENT, next_segment.to_le_bytes());
+        for row in rows {
+            let (key, value) = row.to_row();
+            batch.put_cf(self.family(INDEX), key, value);
+        }
+        self.write_durably(batch)
+    }
+
+    /// Makes ingested segments live, and moves the start of replay, in one step.
+    pub(crate) fn commit<'a>(
+        &self,
+        segments: impl Iterator<Item = &'a Segment>,
+        replay_from: u64,
+    ) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_REPLAY_FROM, replay_from.to_le_bytes());
+        for segment in segments {
+            let (key, value) = segment.to_row();
+            batch.put_cf(self.family(META), key, value);
+        }
+        self.write_durably(batch)
+    }
+
+    fn write_durably(&self, batch: WriteBatch) -> Result<(), StorageError> {
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.db.write_opt(batch, &options).map_err(|e| self.error("write rows to", e))
+    }
+
+    /// Starts a table file at `path`.
+    pub(crate) fn table(&self, path: PathBuf) -> Result<Table<'_>, StorageError> {
+        let writer = SstFileWriter::create(&self.data_options);
+        writer.open(&path).map_err(|e| read_error(&path, "create", e))?;
+        Ok(Table { writer, path })
+    }
+
+    /// Moves finished table files into the database; durable when this returns, but not live.
+    pub(crate) fn ingest(&self, paths: Vec<PathBuf>) -> Result<(), StorageError> {
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        self.db
+            .ingest_external_file_cf_opts(self.family(DATA), &options, paths)
+            .map_err(|e| self.error("ingest table files into", e))
+    }
+
+    /// Removes table files whose segment is not live: a flush put them there and died before its commit.
+    /// Returns how many. Files that overlap others stay, unread.
+    pub(crate) fn remove_orphans(&self, is_live: impl Fn(u64) -> bool) -> Result<usize, StorageError> {
+        let files = self.db.live_files().map_err(|e| self.error("list table files of", e))?;
+        let mut removed = 0;
+        for file in files.iter().filter(|file| file.column_family_name == DATA) {
+            let (Some(start), Some(end)) = (&file.start_key, &file.end_key) else {
+                continue;
+            };
+            let (first, _, _) = SegmentKey::from_data_key(start).ok_or_else(|| self.damaged(DATA, start))?;
+            if !is_live(first.segment) {
+                self.db
+                    .delete_file_in_range_cf(self.family(DATA), start, end)
+                    .map_err(|e| self.error("remove table files from", e))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Decodes the chunks of `ordinals` (ascending) in a segment. `each` gets the ordinal, times and values of
+    /// one chunk after the other.
+    pub(crate) fn read_chunks(
+        &self,
+        segment: SegmentKey,
+        ordinals: impl Iterator<Item = u32>,
+        mut each: impl FnMut(u32, &[i64], &[f64]),
+    ) -> Result<(), StorageError> {
+        let mut options = read_options();
+        options.set_iterate_lower_bound(segment.data_prefix());
+        options.set_iterate_upper_bound(segment.data_key(u32::MAX, u16::MAX));
+        let mut rows = self.db.raw_iterator_cf_opt(self.family(DATA), options);
+        let (mut timestamps, mut values) = (Vec::new(), Vec::new());
+        let mut at = Cursor::BeforeFirst;
+        for wanted in ordinals {
+            at = self.seek(&mut rows, segment, at, wanted)?;
+            let mut found = false;
+            while at == Cursor::On(wanted) {
+                let row = rows.item().expect("the cursor is on a row");
+                timestamps.clear();
+                values.clear();
+                chunk::decode(row.1, &mut timestamps, &mut values)
+                    .ok_or_else(|| self.damaged(DATA, row.0))?;
+                each(wanted, &timestamps, &values);
+                found = true;
+                rows.next();
+                at = self.cursor(&rows)?;
+            }
+            if !found {
+                // The segment's row says that it is here: leaving it out would be a silent hole.
+                return Err(self.damaged(DATA, &segment.data_key(wanted, 0)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes to the first chunk of `wanted` or, if there is none, behind it.
+    fn seek(
+        &self,
+        rows: &mut DBRawIterator<'_>,
+        segment: SegmentKey,
+        mut at: Cursor,
+        wanted: u32,
+    ) -> Result<Cursor, StorageError> {
+        // The next wanted series is often the next row or near it; a step costs a fraction of a seek.
+        for _ in 0..4 {
+            match at {
+                Cursor::On(ordinal) if ordinal < wanted => rows.next(),
+                Cursor::On(_) | Cursor::End => return Ok(at),
+                Cursor::BeforeFirst => break,
+            }
+            at = self.cursor(rows)?;
+        }
+        if at == Cursor::BeforeFirst || matches!(at, Cursor::On(ordinal) if ordinal < wanted) {
+            rows.seek(segment.data_key(wanted, 0));
+            at = self.cursor(rows)?;
+        }
+        Ok(at)
+    }
+
+    fn cursor(&self, rows: &DBRawIterator<'_>) -> Result<Cursor, StorageError> {
+        let Some(key) = rows.key() else {
+            rows.status().map_err(|e| self.error("read chunks from", e))?;
+            return Ok(Cursor::End);
+        };
+        let (_, ordinal, _) = SegmentKey::from_data_key(key).ok_or_else(|| self.damaged(DATA, key))?;
+        Ok(Cursor::On(ordinal))
+    }
+
+    /// Bytes of all table files.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        let size = |family| {
+            let property = rocksdb::properties::TOTAL_SST_FILES_SIZE;
+            self.db.property_int_value_cf(self.family(family), property).ok().flatten().unwrap_or(0)
+        };
+        [DATA, INDEX, META].into_iter().map(size).sum()
+    }
+}
+
+/// Where an iterator over one segment is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cursor {
+    BeforeFirst,
+    /// On a chunk of this ordinal.
+    On(u32),
+    End,
+}
+
+impl Table<'_> {
+    /// Adds a row. Keys must come in ascending order.
+    pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StorageError> {
+        self.writer.put(key, value).map_err(|e| read_error(&self.path, "write", e))
+    }
+
+    /// Completes and syncs the file. Returns its size in bytes.
+    pub(crate) fn finish(mut self) -> Result<(PathBuf, u64), StorageError> {
+        self.writer.finish().map_err(|e| read_error(&self.path, "finish", e))?;
+        let bytes = self.writer.file_size();
+        Ok((self.path, bytes))
+    }
+}
+
+fn database_options(options: &EngineOptions) -> Options {
+    let mut db = Options::default();
+    db.create_if_missing(true);
+    db.create_missing_column_families(true);
+    db.set_paranoid_checks(true);
+    // Rows are written with a sync each: only an unacknowledged tail can be torn.
+    db.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    db.set_track_and_verify_wals_in_manifest(true);
+    db.set_recycle_log_file_num(0);
+    db.set_max_open_files(options.open_files_max);
+    db.set_max_background_jobs(2);
+    db.set_max_total_wal_size(64 << 20);
+    db.set_keep_log_file_num(4);
+    db.set_max_log_file_size(16 << 20);
+    db.set_stats_dump_period_sec(0);
+    db.set_stats_persist_period_sec(0);
+    db
+}
+
+fn table_options(cache: &Cache) -> BlockBasedOptions {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_size(16 << 10);
+    table.set_block_cache(cache);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_checksum_type(rocksdb::ChecksumType::XXH3);
+    table.set_format_version(6);
+    table
+}
+
+fn rows_options(cache: &Cache) -> Options {
+    let mut rows = Options::default();
+    rows.set_write_buffer_size(8 << 20);
+    rows.set_compression_type(DBCompressionType::Zstd);
+    rows.set_block_based_table_factory(&table_options(cache));
+    rows
+}
+
+fn data_options(cache: &Cache) -> Options {
+    let mut data = rows_options(cache);
+    data.set_disable_auto_compactions(true);
+    // Nothing shrinks the number of files here, so it must not stall the other families.
+    data.set_level_zero_slowdown_writes_trigger(i32::MAX);
+    data.set_level_zero_stop_writes_trigger(i32::MAX);
+    data
+}
+
+fn read_options() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_verify_checksums(true);
+    options
+}
+
+fn opening_error(path: &Path, options: &EngineOptions, error: rocksdb::Error) -> StorageError {
+    let text = error.to_string();
+    // RocksDB has no kind of its own for this: "While lock file: ...: Resource temporarily unavailable".
+    if error.kind() == rocksdb::ErrorKind::IOError && text.contains("lock ") {
+        return StorageError::InUse { dir: options.dir.clone(), source: error.into() };
+    }
+    read_error(path, "open", error)
+}
+
+fn read_error(path: &Path, action: &str, error: rocksdb::Error) -> StorageError {
+    if error.kind() == rocksdb::ErrorKind::Corruption {
+        return StorageError::Corrupt { path: path.into(), offset: 0, reason: error.into_string() };
+    }
+    StorageError::Unavailable { action: format!("{action} {}", path.display()), source: error.into() }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl std::fmt::Debug for Rocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rocks").field("path", &self.path).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,351 @@
+//! One shard: its series, what it holds in memory, and which flushed segments are live.
+//!
+//! Two locks: `head` for the write path and the snapshot of a read, `index` for labels and postings. A slow
+//! regular expression holds `index` for reading and stalls new series only. Order: `head` before `index`;
+//! neither is ever held across an await, and `head` never during IO.
+//!
+//! An append makes its log record, enqueues it and inserts its samples under one hold of `head`. That has
+//! two consequences that other modules build on: the log's order is the order in which series got their
+//! ordinals, and a record enqueued before a rotation of the log has its samples in the head that is taken
+//! after that rotation.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use roaring::RoaringBitmap;
+use saturn_model::{Fingerprint, Labels, ShardBatch, ShardId, TenantId};
+
+use crate::error::StorageError;
+use crate::index::{Index, Series};
+use crate::keys::{Segment, SeriesRow};
+use crate::run::Run;
+use crate::wal::{AppendRecord, Plan, Wal};
+
+/// Samples taken out of the head for a flush: ordinal and run, ascending by ordinal.
+pub(crate) type TakenRuns = Vec<(u32, Run)>;
+
+/// A virtual shard's data on this node.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) id: ShardId,
+    pub(crate) head: Mutex<Head>,
+    pub(crate) index: RwLock<Index>,
+}
+
+/// What the write path touches.
+#[derive(Debug, Default)]
+pub(crate) struct Head {
+    ordinals: HashMap<Fingerprint, SeriesRef, BuildHasherDefault<FingerprintHasher>>,
+    /// By ordinal.
+    pub(crate) runs: Vec<Run>,
+    /// What a flush is writing; still to be read.
+    pub(crate) flushing: Option<Arc<TakenRuns>>,
+    /// Live flushed segments, ascending by window and flush.
+    pub(crate) segments: Arc<Vec<Arc<Segment>>>,
+    /// How many series have their row in the database.
+    persisted: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct SeriesRef {
+    ordinal: u32,
+    /// Position in [`Index::tenants`].
+    tenant: u32,
+}
+
+/// A fingerprint is a hash already. Its low bits chose the shard, so the high ones are used.
+#[derive(Debug, Default)]
+pub(crate) struct FingerprintHasher(u64);
+
+impl Hasher for FingerprintHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u128(&mut self, fingerprint: u128) {
+        self.0 = u64::try_from(fingerprint >> 64).expect("64 bits are left");
+    }
+}
+
+/// What an append to one shard did.
+#[derive(Debug, Default)]
+pub(crate) struct Appended {
+    pub(crate) unknown: Vec<u32>,
+    /// Whether a record was enqueued, and must become durable before the ack.
+    pub(crate) logged: bool,
+    pub(crate) new_series: usize,
+    /// Samples whose time was not in the head.
+    pub(crate) new_samples: usize,
+    pub(crate) duplicates: usize,
+}
+
+/// What a flush took out of a shard.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) runs: Arc<TakenRuns>,
+    /// Series whose row is not in the database yet.
+    pub(crate) new_series: Vec<SeriesRow>,
+}
+
+impl Shard {
+    pub(crate) fn new(id: ShardId) -> Self {
+        Self { id, head: Mutex::default(), index: RwLock::default() }
+    }
+
+    /// Appends a checked batch: log record, then head. See the module's description.
+    pub(crate) fn append(&self, batch: &ShardBatch, wal: &Wal) -> Result<Appended, StorageError> {
+        let mut head = self.head.lock();
+        let mut unknown = Vec::new();
+        let tenant = self.index.read().tenants.iter().position(|t| t.tenant == batch.tenant);
+        let tenant = tenant.map(|t| u32::try_from(t).expect("fewer than 2^32 tenants"));
+        let plan = head.plan(batch, tenant, &mut unknown)?;
+        if plan.is_empty() {
+            return Ok(Appended { unknown, ..Appended::default() });
+        }
+        let record = plan.encode().ok_or_else(|| StorageError::Invalid {
+            reason: format!("a batch of {} samples is too large for the log", batch.sample_count()),
+        })?;
+        wal.enqueue(record)?;
+        let mut appended = Appended { unknown, logged: true, ..Appended::default() };
+        if !plan.new_series.is_empty() {
+            let new = plan.new_series.iter().map(|(fingerprint, labels)| (*fingerprint, (*labels).clone()));
+            appended.new_series = self.add_series(&mut head, &batch.tenant, new);
+        }
+        for (ordinal, range) in &plan.series {
+            let (timestamps, values) = (&batch.timestamps[range.clone()], &batch.values[range.clone()]);
+            let new = head.runs[*ordinal as usize].append(timestamps, values);
+            appended.new_samples += new;
+            appended.duplicates += range.len() - new;
+        }
+        Ok(appended)
+    }
+
+    /// Applies a record of the log at start. Says in words what does not fit.
+    pub(crate) fn replay(&self, record: AppendRecord) -> Result<Appended, String> {
+        let mut head = self.head.lock();
+        let known = head.runs.len();
+        let first = record.first_new as usize;
+        if !record.new_series.is_empty() && first > known {
+            return Err(format!("series {first} of shard {} before series {known}", self.id));
+        }
+        // A flush may have written the rows of series whose records come only now.
+        let repeated = record.new_series.len().min(known - first.min(known));
+        for (ordinal, (fingerprint, _)) in (record.first_new..).zip(&record.new_series[..repeated]) {
+            if head.ordinals.get(fingerprint).is_none_or(|known| known.ordinal != ordinal) {
+                return Err(format!("series {ordinal} of shard {} is not {fingerprint}", self.id));
+            }
+        }
+        let new = record.new_series.into_iter().skip(repeated);
+        let mut appended = Appended::default();
+        appended.new_series = self.add_series(&mut head, &record.tenant, new);
+        let mut at = 0;
+        for (ordinal, count) in record.series {
+            let (timestamps, values) = (&record.timestamps[at..at + count], &record.values[at..at + count]);
+            at += count;
+            let run = head.runs.get_mut(ordinal as usize);
+            let run = run.ok_or_else(|| format!("unknown series {ordinal} of shard {}", self.id))?;
+            appended.new_samples += run.append(timestamps, values);
+        }
+        Ok(appended)
+    }
+
+    /// Takes the rows of the database at start. They come in order.
+    pub(crate) fn restore_series(&self, row: SeriesRow) -> Result<(), String> {
+        let mut head = self.head.lock();
+        if row.ordinal as usize != head.runs.len() {
+            return Err(format!("series {} of shard {} is missing", head.runs.len(), self.id));
+        }
+        self.add_series(&mut head, &row.tenant, [(row.fingerprint, row.labels)]);
+        head.persisted = head.runs.len();
+        Ok(())
+    }
+
+    /// Takes the live segments at start.
+    pub(crate) fn restore_segments(&self, mut segments: Vec<Arc<Segment>>) -> Result<(), String> {
+        let mut head = self.head.lock();
+        let known = head.runs.len() as u64;
+        if segments.iter().any(|s| s.ordinals.max().is_some_and(|max| u64::from(max) >= known)) {
+            return Err(format!("a segment of shard {} has more than the {known} known series", self.id));
+        }
+        segments.sort_unstable_by_key(|segment| segment.key);
+        head.segments = Arc::new(segments);
+        Ok(())
+    }
+
+    fn add_series(
+        &self,
+        head: &mut Head,
+        tenant: &TenantId,
+        series: impl IntoIterator<Item = (Fingerprint, Labels)>,
+    ) -> usize {
+        let before = head.runs.len();
+        let mut index = self.index.write();
+        let tenant = index.tenant_position(tenant);
+        for (fingerprint, labels) in series {
+            let ordinal = u32::try_from(head.runs.len()).expect("ordinals were checked when they were given");
+            head.ordinals.insert(fingerprint, SeriesRef { ordinal, tenant });
+            head.runs.push(Run::default());
+            index.add(Series { tenant, fingerprint, labels });
+        }
+        head.runs.len() - before
+    }
+
+    /// Moves the head aside for a flush. `None` if there is nothing to flush.
+    pub(crate) fn begin_flush(&self) -> Option<Taken> {
+        let mut head = self.head.lock();
+        let mut runs = TakenRuns::new();
+        for (run, ordinal) in head.runs.iter_mut().zip(0..) {
+            if !run.is_empty() {
+                runs.push((ordinal, std::mem::take(run)));
+            }
+        }
+        let index = self.index.read();
+        let new_series: Vec<SeriesRow> = (0..)
+            .zip(&index.series)
+            .skip(head.persisted)
+            .map(|(ordinal, series)| SeriesRow {
+                shard: self.id,
+                ordinal,
+                fingerprint: series.fingerprint,
+                tenant: index.tenants[series.tenant as usize].tenant.clone(),
+                labels: series.labels.clone(),
+            })
+            .collect();
+        if runs.is_empty() && new_series.is_empty() {
+            return None;
+        }
+        let runs = Arc::new(runs);
+        head.flushing = Some(Arc::clone(&runs));
+        Some(Taken { runs, new_series })
+    }
+
+    /// The flush is durable: its segments replace what was set aside, in one step for readers.
+    pub(crate) fn finish_flush(&self, taken: &Taken, segments: Vec<Arc<Segment>>) {
+        let mut head = self.head.lock();
+        head.flushing = None;
+        head.persisted += taken.new_series.len();
+        let live = Arc::make_mut(&mut head.segments);
+        live.extend(segments);
+        live.sort_unstable_by_key(|segment| segment.key);
+    }
+
+    /// The flush failed: what was set aside goes back. Returns how many samples were in the head again.
+    pub(crate) fn abort_flush(&self, taken: &Taken) -> usize {
+        let mut head = self.head.lock();
+        head.flushing = None;
+        let mut repeated = 0;
+        for (ordinal, run) in taken.runs.iter() {
+            let current = &mut head.runs[*ordinal as usize];
+            let before = current.len() + run.len();
+            current.merge(run);
+            repeated += before - current.len();
+        }
+        repeated
+    }
+
+    /// Whether series or samples wait for a flush.
+    pub(crate) fn needs_flush(&self) -> bool {
+        let head = self.head.lock();
+        head.persisted < head.runs.len() || head.runs.iter().any(|run| !run.is_empty())
+    }
+}
+
+impl Head {
+    /// What of the batch is stored, and which series are unknown. Changes nothing.
+    fn plan<'a>(
+        &self,
+        batch: &'a ShardBatch,
+        tenant: Option<u32>,
+        unknown: &mut Vec<u32>,
+    ) -> Result<Plan<'a>, StorageError> {
+        let first_new = u32::try_from(self.runs.len()).map_err(|_| too_many_series(batch))?;
+        let mut plan = Plan {
+            shard: batch.shard,
+            tenant: &batch.tenant,
+            first_new,
+            new_series: Vec::new(),
+            series: Vec::with_capacity(batch.series_count()),
+            timestamps: &batch.timestamps,
+            values: &batch.values,
+        };
+        let mut new_ordinals: HashMap<Fingerprint, u32> = HashMap::new();
+        let mut labels = batch.labels.iter().peekable();
+        let mut at = 0;
+        for (index, (fingerprint, count)) in
+            (0_u32..).zip(batch.fingerprints.iter().zip(&batch.sample_counts))
+        {
+            let range = at..at + *count as usize;
+            at = range.end;
+            let own_labels = labels.next_if(|(i, _)| *i == index).map(|(_, labels)| labels);
+            let ordinal = match self.ordinals.get(fingerprint) {
+                Some(known) if Some(known.tenant) == tenant => known.ordinal,
+                Some(_) => {
+                    let reason = format!("series {fingerprint} does not belong to tenant {}", batch.tenant);
+                    return Err(StorageError::Invalid { reason });
+                }
+                None => match (new_ordinals.get(fingerprint), own_labels) {
+                    (Some(ordinal), _) => *ordinal,
+                    (None, Some(labels)) => {
+                        let offset =
+                            u32::try_from(plan.new_series.len()).map_err(|_| too_many_series(batch))?;
+                        let ordinal = first_new.checked_add(offset).ok_or_else(|| too_many_series(batch))?;
+                        plan.new_series.push((*fingerprint, labels));
+                        new_ordinals.insert(*fingerprint, ordinal);
+                        ordinal
+                    }
+                    (None, None) => {
+                        unknown.push(index);
+                        continue;
+                    }
+                },
+            };
+            if !range.is_empty() {
+                plan.series.push((ordinal, range));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Adds to `present` the series of `wanted` that have a sample from `start` to `end` in memory, or may
+    /// have one in a segment.
+    pub(crate) fn present(&self, wanted: &RoaringBitmap, start: i64, end: i64) -> RoaringBitmap {
+        let mut present = RoaringBitmap::new();
+        for segment in self.segments.iter().filter(|s| s.touches(start, end)) {
+            present |= &segment.ordinals & wanted;
+        }
+        let missing = wanted - &present;
+        for ordinal in missing {
+            let in_head = self.runs[ordinal as usize].touches(start, end);
+            if in_head || self.flushing_run(ordinal).is_some_and(|run| run.touches(start, end)) {
+                present.insert(ordinal);
+            }
+        }
+        present
+    }
+
+    /// What a flush holds of a series.
+    pub(crate) fn flushing_run(&self, ordinal: u32) -> Option<&Run> {
+        let flushing = self.flushing.as_deref()?;
+        let at = flushing.binary_search_by_key(&ordinal, |(ordinal, _)| *ordinal).ok()?;
+        Some(&flushing[at].1)
+    }
+}
+
+impl Segment {
+    /// Whether it may have samples from `start` to `end`, both inclusive.
+    pub(crate) fn touches(&self, start: i64, end: i64) -> bool {
+        self.first_ms <= end && self.last_ms >= start
+    }
+}
+
+fn too_many_series(batch: &ShardBatch) -> StorageError {
+    StorageError::Invalid { reason: format!("shard {} has no ordinals left for new series", batch.shard) }
+}

@@ -1,0 +1,298 @@
+//! The records of the log. A record carries everything needed to apply it, given the records before.
+//!
+//! Mark, payload of 17 bytes:
+//!
+//! | field | bytes | content |
+//! |---|---|---|
+//! | kind | 1 | 1 |
+//! | salt | 8 | of the segment's header |
+//! | offset | 8 | of this record in the file: every byte before it is durable |
+//!
+//! Append: the stored part of one batch.
+//!
+//! | field | bytes | content |
+//! |---|---|---|
+//! | kind | 1 | 2 |
+//! | shard | 2 | |
+//! | tenant | varint + n | length and name |
+//! | first new ordinal | varint | of the new series, which are numbered upwards from it |
+//! | new series | varint | how many |
+//! | per new series | 16, varint + n | fingerprint; length and encoded labels |
+//! | series | varint | how many have samples here |
+//! | per series | zigzag varint, varint | ordinal as difference to the one before (the first to 0); samples |
+//! | times | zigzag varints | of all samples, series after series, as difference to the one before (the first to 0) |
+//! | values | 8 each | bits, little-endian |
+
+use std::ops::Range;
+
+use saturn_model::{Fingerprint, Labels, ShardId, TenantId};
+
+use crate::wire::{Reader, put_varint, put_zigzag};
+
+const KIND_MARK: u8 = 1;
+const KIND_APPEND: u8 = 2;
+/// Length and checksum.
+pub(super) const FRAME_BYTES: usize = 8;
+pub(super) const MARK_BYTES: usize = FRAME_BYTES + 17;
+/// Largest payload. A batch is far smaller: the front door bounds requests at 32 MiB.
+pub(super) const PAYLOAD_BYTES_MAX: usize = 256 << 20;
+
+/// What of a batch is to be stored: series that have their ordinals, and columns borrowed from the batch.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    pub(crate) shard: ShardId,
+    pub(crate) tenant: &'a TenantId,
+    /// Ordinal of the first new series; the others follow.
+    pub(crate) first_new: u32,
+    pub(crate) new_series: Vec<(Fingerprint, &'a Labels)>,
+    /// Ordinal of each series, and where its samples are in the columns.
+    pub(crate) series: Vec<(u32, Range<usize>)>,
+    pub(crate) timestamps: &'a [i64],
+    pub(crate) values: &'a [f64],
+}
+
+/// An append as the log holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct AppendRecord {
+    pub(crate) shard: ShardId,
+    pub(crate) tenant: TenantId,
+    pub(crate) first_new: u32,
+    pub(crate) new_series: Vec<(Fingerprint, Labels)>,
+    /// Ordinal and number of samples.
+    pub(crate) series: Vec<(u32, usize)>,
+    pub(crate) timestamps: Vec<i64>,
+    pub(crate) values: Vec<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Record {
+    Mark { salt: u64, offset: u64 },
+    Append(AppendRecord),
+}
+
+fn start_frame(bytes: usize) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(FRAME_BYTES + bytes);
+    frame.extend_from_slice(&[0; FRAME_BYTES]);
+    frame
+}
+
+/// Fills in length and checksum. `None` if the payload is too large.
+fn finish_frame(mut frame: Vec<u8>) -> Option<Vec<u8>> {
+    let len = frame.len() - FRAME_BYTES;
+    if len > PAYLOAD_BYTES_MAX {
+        return None;
+    }
+    let len = u32::try_from(len).ok()?;
+    let checksum = crc32c::crc32c(&frame[FRAME_BYTES..]);
+    frame[..4].copy_from_slice(&len.to_le_bytes());
+    frame[4..FRAME_BYTES].copy_from_slice(&checksum.to_le_bytes());
+    Some(frame)
+}
+
+pub(super) fn encode_mark(salt: u64, offset: u64) -> Vec<u8> {
+    let mut frame = start_frame(MARK_BYTES);
+    frame.push(KIND_MARK);
+    frame.extend_from_slice(&salt.to_le_bytes());
+    frame.extend_from_slice(&offset.to_le_bytes());
+    finish_frame(frame).expect("a mark is small")
+}
+
+impl Plan<'_> {
+    /// Whether the log has nothing to remember of it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.new_series.is_empty() && self.series.is_empty()
+    }
+
+    /// The framed record. `None` if it is larger than a record may be.
+    pub(crate) fn encode(&self) -> Option<Vec<u8>> {
+        let samples: usize = self.series.iter().map(|(_, range)| range.len()).sum();
+        let labels: usize = self.new_series.iter().map(|(_, labels)| labels.as_encoded().len() + 24).sum();
+        let mut frame = start_frame(96 + samples * 10 + labels + self.series.len() * 4);
+        frame.push(KIND_APPEND);
+        frame.extend_from_slice(&self.shard.0.to_le_bytes());
+        put_text(&mut frame, self.tenant.as_str());
+        put_varint(&mut frame, u64::from(self.first_new));
+        put_varint(&mut frame, self.new_series.len() as u64);
+        for (fingerprint, labels) in &self.new_series {
+            frame.extend_from_slice(&fingerprint.to_bytes());
+            put_text(&mut frame, labels.as_encoded());
+        }
+        put_varint(&mut frame, self.series.len() as u64);
+        let mut last = 0;
+        for (ordinal, range) in &self.series {
+            let ordinal = i64::from(*ordinal);
+            put_zigzag(&mut frame, ordinal - last);
+            put_varint(&mut frame, range.len() as u64);
+            last = ordinal;
+        }
+        let mut last = 0_i64;
+        for (_, range) in &self.series {
+            for timestamp in &self.timestamps[range.clone()] {
+                put_zigzag(&mut frame, timestamp.wrapping_sub(last));
+                last = *timestamp;
+            }
+        }
+        for (_, range) in &self.series {
+            for value in &self.values[range.clone()] {
+                frame.extend_from_slice(&value.to_bits().to_le_bytes());
+            }
+        }
+        finish_frame(frame)
+    }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    put_varint(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Takes the record at the start of `bytes`: it and its length with the frame. `None` if it does not check.
+pub(super) fn decode(bytes: &[u8]) -> Option<(Record, usize)> {
+    let payload = checked_payload(bytes)?;
+    let mut reader = Reader::new(payload);
+    let record = match reader.u8()? {
+        KIND_MARK => Record::Mark { salt: reader.u64()?, offset: reader.u64()? },
+        KIND_APPEND => Record::Append(decode_append(&mut reader)?),
+        _ => return None,
+    };
+    reader.is_empty().then_some((record, FRAME_BYTES + payload.len()))
+}
+
+fn checked_payload(bytes: &[u8]) -> Option<&[u8]> {
+    let mut reader = Reader::new(bytes);
+    let len = usize::try_from(reader.u32()?).ok()?;
+    let checksum = reader.u32()?;
+    // A payload of length 0 would let a file of zero bytes check.
+    if len == 0 || len > PAYLOAD_BYTES_MAX {
+        return None;
+    }
+    let payload = reader.take(len)?;
+    (crc32c::crc32c(payload) == checksum).then_some(payload)
+}
+
+fn decode_append(reader: &mut Reader<'_>) -> Option<AppendRecord> {
+    let shard = ShardId(reader.u16()?);
+    let tenant = TenantId::new(reader.text()?).ok()?;
+    let first_new = u32::try_from(reader.varint()?).ok()?;
+    let mut new_series = Vec::with_capacity(reader.clone().count()?);
+    for _ in 0..reader.count()? {
+        let fingerprint = Fingerprint::from_bytes(reader.array()?);
+        new_series.push((fingerprint, Labels::from_encoded(reader.text()?).ok()?));
+    }
+    let mut series = Vec::with_capacity(reader.clone().count()?);
+    let mut last = 0_i64;
+    let mut samples = 0_usize;
+    for _ in 0..reader.count()? {
+        last = last.checked_add(reader.zigzag()?)?;
+        let count = usize::try_from(reader.varint()?).ok()?;
+        samples = samples.checked_add(count)?;
+        series.push((u32::try_from(last).ok()?, count));
+    }
+    if samples > reader.rest().len() {
+        return None;
+    }
+    let mut timestamps = Vec::with_capacity(samples);
+    let mut last = 0_i64;
+    for _ in 0..samples {
+        last = last.wrapping_add(reader.zigzag()?);
+        timestamps.push(last);
+    }
+    let mut values = Vec::with_capacity(samples);
+    for _ in 0..samples {
+        values.push(f64::from_bits(reader.u64()?));
+    }
+    Some(AppendRecord { shard, tenant, first_new, new_series, series, timestamps, values })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bits(values: &[f64]) -> Vec<u64> {
+        values.iter().map(|v| v.to_bits()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn appends_survive(
+            shard in any::<u16>(), first_new in any::<u32>(),
+            names in proptest::collection::vec("\\PC{1,150}", 0..5),
+            series in proptest::collection::vec(
+                (any::<u32>(), proptest::collection::vec((any::<i64>(), any::<u64>()), 0..9)), 0..6,
+            ),
+        ) {
+            let tenant = TenantId::new("demo").expect("valid");
+            let labels: Vec<Labels> =
+                names.iter().map(|n| Labels::from_pairs([("l", n.as_str())]).expect("valid")).collect();
+            let timestamps: Vec<i64> = series.iter().flat_map(|(_, s)| s.iter().map(|(t, _)| *t)).collect();
+            let values: Vec<f64> =
+                series.iter().flat_map(|(_, s)| s.iter().map(|(_, v)| f64::from_bits(*v))).collect();
+            let mut at = 0;
+            let plan = Plan {
+                shard: ShardId(shard), tenant: &tenant, first_new,
+                new_series: labels.iter().map(|l| (Fingerprint::of(&tenant, l.as_encoded()), l)).collect(),
+                series: series.iter().map(|(ordinal, samples)| {
+                    at += samples.len();
+                    (*ordinal, at - samples.len()..at)
+                }).collect(),
+                timestamps: &timestamps, values: &values,
+            };
+            let frame = plan.encode().expect("small");
+            let (record, len) = decode(&frame).expect("own record");
+            prop_assert_eq!(len, frame.len());
+            let Record::Append(record) = record else { panic!("not an append") };
+            prop_assert_eq!(record.shard, plan.shard);
+            prop_assert_eq!(record.first_new, first_new);
+            prop_assert_eq!(record.new_series.len(), labels.len());
+            prop_assert!(record.new_series.iter().zip(&plan.new_series).all(|(a, b)| a.0 == b.0 && a.1 == *b.1));
+            let counts: Vec<(u32, usize)> = series.iter().map(|(o, s)| (*o, s.len())).collect();
+            prop_assert_eq!(record.series, counts);
+            prop_assert_eq!(record.timestamps, timestamps);
+            prop_assert_eq!(bits(&record.values), bits(&values));
+        }
+
+        #[test]
+        fn payloads_with_a_right_checksum_never_panic(
+            mut payload in proptest::collection::vec(any::<u8>(), 1..80), kind in 0_u8..4,
+        ) {
+            payload[0] = kind;
+            let mut frame = start_frame(payload.len());
+            frame.extend_from_slice(&payload);
+            let _ = decode(&finish_frame(frame).expect("small"));
+        }
+    }
+
+    #[test]
+    fn the_format_is_pinned() {
+        // Logs written by earlier versions must stay readable: these bytes must never change.
+        let tenant = TenantId::new("demo").expect("valid");
+        let labels = Labels::from_pairs([("a", "b")]).expect("valid");
+        let plan = Plan {
+            shard: ShardId(258),
+            tenant: &tenant,
+            first_new: 1,
+            new_series: vec![(Fingerprint(0x0102), &labels)],
+            series: vec![(0, 0..1), (1, 1..3)],
+            timestamps: &[1000, 1000, 2000],
+            values: &[1.0, -0.0, f64::NAN],
+        };
+        let mut want = vec![71, 0, 0, 0];
+        want.extend_from_slice(&0x2170_45a3_u32.to_le_bytes());
+        want.extend_from_slice(&[2, 2, 1, 4, b'd', b'e', b'm', b'o', 1, 1]);
+        want.extend_from_slice(&[2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        want.extend_from_slice(&[4, 1, b'a', 1, b'b']);
+        want.extend_from_slice(&[2, 0, 1, 2, 2]);
+        want.extend_from_slice(&[208, 15, 0, 208, 15]);
+        want.extend_from_slice(&1.0_f64.to_le_bytes());
+        want.extend_from_slice(&(-0.0_f64).to_le_bytes());
+        want.extend_from_slice(&f64::NAN.to_le_bytes());
+        assert_eq!(plan.encode().expect("small"), want);
+        assert_eq!(encode_mark(1, 32)[FRAME_BYTES..], [1, 1, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn zeros_are_no_record() {
+        assert_eq!(decode(&[0; 64]), None);
+    }
+}

@@ -1,0 +1,148 @@
+//! Reading the log at start: apply every record, cut a torn tail off, refuse damage.
+//!
+//! What is damage and what is a torn tail is defined in `wal/mod.rs`. Cutting is idempotent: a second
+//! power cut during it changes nothing.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+
+use super::record::{AppendRecord, FRAME_BYTES, MARK_BYTES, Record, decode, encode_mark};
+use super::{HEADER_BYTES, decode_header, list_segments, segment_path, sync_dir};
+use crate::error::StorageError;
+
+/// What the log held.
+#[derive(Debug, Default)]
+pub(crate) struct Replayed {
+    /// Number for the next segment file.
+    pub(crate) next_number: u64,
+    /// Size in bytes of the segments that remain, by number.
+    pub(crate) sizes: BTreeMap<u64, u64>,
+    /// Append records applied.
+    pub(crate) records: u64,
+    /// Bytes of torn tail that were cut off.
+    pub(crate) torn_bytes: u64,
+}
+
+/// Applies the log in `dir` from segment `replay_from` on (`None`: from the first there is). Older segments
+/// are removed: their samples are flushed. `apply` says in words what it cannot accept.
+pub(crate) fn replay(
+    dir: &Path,
+    replay_from: Option<u64>,
+    mut apply: impl FnMut(AppendRecord) -> Result<(), String>,
+) -> Result<Replayed, StorageError> {
+    let listing = |e| StorageError::io("list", dir, e);
+    let mut numbers = list_segments(dir).map_err(listing)?;
+    if let Some(from) = replay_from {
+        for number in numbers.extract_if(.., |n| *n < from) {
+            let path = segment_path(dir, number);
+            fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
+        }
+        sync_dir(dir).map_err(listing)?;
+    }
+    let first = replay_from.or(numbers.first().copied()).unwrap_or(1);
+    let mut replayed = Replayed { next_number: first, ..Replayed::default() };
+    for (number, expected) in numbers.iter().zip(first..) {
+        if *number != expected {
+            return Err(corrupt(&segment_path(dir, expected), 0, "the WAL segment is missing"));
+        }
+        let place = if Some(number) == numbers.last() { Place::Last } else { Place::Inner };
+        let required = replay_from == Some(*number);
+        replay_segment(dir, *number, place, required, &mut replayed, &mut apply)?;
+    }
+    if replay_from.is_some_and(|from| !numbers.contains(&from)) {
+        return Err(corrupt(&segment_path(dir, first), 0, "the WAL segment is missing"));
+    }
+    Ok(replayed)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Inner,
+    Last,
+}
+
+fn corrupt(path: &Path, offset: usize, reason: impl Into<String>) -> StorageError {
+    StorageError::Corrupt { path: path.into(), offset: offset as u64, reason: reason.into() }
+}
+
+/// `required`: the header of this segment was durable before the database said that replay needs it.
+fn replay_segment(
+    dir: &Path,
+    number: u64,
+    place: Place,
+    required: bool,
+    replayed: &mut Replayed,
+    apply: &mut impl FnMut(AppendRecord) -> Result<(), String>,
+) -> Result<(), StorageError> {
+    let path = segment_path(dir, number);
+    let bytes = fs::read(&path).map_err(|e| StorageError::io("read", &path, e))?;
+    let Some(salt) = decode_header(&bytes, number) else {
+        if place == Place::Inner || required || bytes.len() > HEADER_BYTES {
+            return Err(corrupt(&path, 0, "the header of the WAL segment is damaged"));
+        }
+        // The power went while the file was created: nothing was ever written to it.
+        fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
+        sync_dir(dir).map_err(|e| StorageError::io("sync", dir, e))?;
+        replayed.torn_bytes += bytes.len() as u64;
+        return Ok(());
+    };
+    let mut at = HEADER_BYTES;
+    while at < bytes.len() {
+        let record = decode(&bytes[at..]);
+        match record {
+            Some((Record::Append(record), len)) => {
+                apply(record).map_err(|reason| corrupt(&path, at, reason))?;
+                replayed.records += 1;
+                at += len;
+            }
+            Some((Record::Mark { salt: s, offset }, len)) if s == salt && offset == at as u64 => at += len,
+            _ => {
+                refuse_damage(&path, &bytes, at, salt, place)?;
+                cut(dir, &path, at)?;
+                tracing::info!(
+                    file = %path.display(), offset = at, bytes = bytes.len() - at,
+                    "cut an unacknowledged torn tail off the log"
+                );
+                replayed.torn_bytes += (bytes.len() - at) as u64;
+                break;
+            }
+        }
+    }
+    replayed.sizes.insert(number, at as u64);
+    replayed.next_number = number + 1;
+    Ok(())
+}
+
+/// An error if the bad record at `at` is known to have been durable.
+fn refuse_damage(path: &Path, bytes: &[u8], at: usize, salt: u64, place: Place) -> Result<(), StorageError> {
+    if place == Place::Inner {
+        return Err(corrupt(path, at, "a WAL record is damaged in a segment that is not the last"));
+    }
+    match find_mark(bytes, at, salt) {
+        Some(mark) => {
+            let reason = format!("a WAL record is damaged, and a mark at byte {mark} proves it was durable");
+            Err(corrupt(path, at, reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The offset of a valid mark behind `at`.
+fn find_mark(bytes: &[u8], at: usize, salt: u64) -> Option<usize> {
+    let salted = salt.to_le_bytes();
+    (at + 1..(bytes.len() + 1).saturating_sub(MARK_BYTES)).find(|p| {
+        let candidate = &bytes[*p..*p + MARK_BYTES];
+        // Nearly every place fails this comparison, which is much cheaper than a checksum.
+        candidate[FRAME_BYTES + 1..FRAME_BYTES + 9] == salted
+            && candidate == encode_mark(salt, *p as u64).as_slice()
+    })
+}
+
+fn cut(dir: &Path, path: &Path, len: usize) -> Result<(), StorageError> {
+    let io = |e| StorageError::io("cut the torn tail of", path, e);
+    let file = OpenOptions::new().write(true).open(path).map_err(io)?;
+    file.set_len(len as u64).map_err(io)?;
+    file.sync_all().map_err(io)?;
+    sync_dir(dir).map_err(io)
+}

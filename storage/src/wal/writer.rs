@@ -1,0 +1,417 @@
+//! Group commit: many appenders, one thread that writes and syncs.
+//!
+//! Invariants: records reach the file in the order of [`Wal::enqueue`]; who waits is completed only after
+//! fdatasync of everything enqueued before; after the first error nothing is written, synced or completed
+//! any more. Waiting bytes are bounded by a semaphore that appenders take from before they lock anything.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Write};
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::record::encode_mark;
+use super::{HEADER_BYTES, Replayed, create_segment, segment_path, sync_dir};
+use crate::error::StorageError;
+use crate::metrics::Metrics;
+
+/// How long the log is idle before it gets a closing mark.
+const IDLE_MARK_AFTER: Duration = Duration::from_secs(1);
+
+/// Bounds of the log, see `EngineOptions`.
+#[derive(Clone, Debug)]
+pub(crate) struct WalOptions {
+    pub(crate) dir: PathBuf,
+    pub(crate) segment_bytes: u64,
+    pub(crate) group_bytes_max: usize,
+    pub(crate) queue_bytes_max: usize,
+}
+
+/// The log's front: everything here is cheap, but for [`Wal::rotate`] and [`Wal::close`].
+#[derive(Debug)]
+pub(crate) struct Wal {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: WalOptions,
+    queue: Mutex<Queue>,
+    /// Signalled when something was enqueued or the state changed.
+    wakeup: Condvar,
+    room: Arc<Semaphore>,
+    /// Bytes of each segment file, by number.
+    sizes: Mutex<BTreeMap<u64, u64>>,
+    metrics: Arc<Metrics>,
+    #[cfg(test)]
+    fail_sync: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Debug)]
+struct Queue {
+    items: VecDeque<Item>,
+    state: State,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Open,
+    Closing,
+    Failed(Arc<io::Error>),
+}
+
+#[derive(Debug)]
+enum Item {
+    Record(Vec<u8>),
+    /// Completes when everything before it is durable. Gives its room back then.
+    Waiter(oneshot::Sender<()>, OwnedSemaphorePermit),
+    /// Starts a new segment and answers with its number.
+    Rotate(mpsc::SyncSender<u64>),
+}
+
+impl Wal {
+    /// Starts the thread, with a new segment behind those that were replayed.
+    pub(crate) fn start(
+        options: WalOptions,
+        replayed: Replayed,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StorageError> {
+        let starting = |e| StorageError::io("start the log in", &options.dir.clone(), e);
+        let room = options.queue_bytes_max.clamp(1, Semaphore::MAX_PERMITS.min(1 << 31));
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue { items: VecDeque::new(), state: State::Open }),
+            wakeup: Condvar::new(),
+            room: Arc::new(Semaphore::new(room)),
+            sizes: Mutex::new(replayed.sizes),
+            metrics,
+            options: options.clone(),
+            #[cfg(test)]
+            fail_sync: std::sync::atomic::AtomicBool::new(false),
+        });
+        let writer = Writer::new(Arc::clone(&shared), replayed.next_number).map_err(starting)?;
+        let thread = std::thread::Builder::new()
+            .name("saturn-wal".into())
+            .spawn(move || writer.run_guarded())
+            .map_err(starting)?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Waits until `bytes` more may wait in the queue. To be taken before any lock.
+    pub(crate) async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StorageError> {
+        // A call larger than the whole queue takes all of it.
+        let wanted = bytes.clamp(1, self.shared.options.queue_bytes_max.max(1));
+        let wanted = u32::try_from(wanted).unwrap_or(1 << 31);
+        let permit = Arc::clone(&self.shared.room).acquire_many_owned(wanted).await;
+        permit.map_err(|_| self.refusal())
+    }
+
+    /// Puts a framed record behind all others. The caller's lock on the shard makes the order of the log
+    /// the order of the head.
+    pub(crate) fn enqueue(&self, record: Vec<u8>) -> Result<(), StorageError> {
+        self.push(Item::Record(record))
+    }
+
+    /// Resolves when everything enqueued so far is durable; an error if it never will be.
+    pub(crate) async fn durable(&self, room: OwnedSemaphorePermit) -> Result<(), StorageError> {
+        let (sender, receiver) = oneshot::channel();
+        self.push(Item::Waiter(sender, room))?;
+        receiver.await.map_err(|_| self.refusal())
+    }
+
+    /// Starts a new segment and returns its number: every record enqueued before is in an older segment,
+    /// and durable.
+    pub(crate) fn rotate(&self) -> Result<u64, StorageError> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.push(Item::Rotate(sender))?;
+        receiver.recv().map_err(|_| self.refusal())
+    }
+
+    /// Removes the segments below `number`.
+    pub(crate) fn remove_below(&self, number: u64) -> Result<(), StorageError> {
+        let dir = &self.shared.options.dir;
+        let old: Vec<u64> = self.shared.sizes.lock().range(..number).map(|(number, _)| *number).collect();
+        for number in old {
+            let path = segment_path(dir, number);
+            fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
+            self.shared.sizes.lock().remove(&number);
+        }
+        sync_dir(dir).map_err(|e| StorageError::io("sync", dir, e))
+    }
+
+    /// Bytes of all segment files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shared.sizes.lock().values().sum()
+    }
+
+    /// Why nothing is accepted, if so.
+    pub(crate) fn check(&self) -> Result<(), StorageError> {
+        self.shared.queue.lock().state.refusal().map_or(Ok(()), Err)
+    }
+
+    /// Stops accepting for ever, because of `error`. The first error is kept.
+    pub(crate) fn fail(&self, error: io::Error) {
+        self.shared.fail(error);
+    }
+
+    /// Stops accepting, writes and syncs what waits, and ends the thread. Idempotent.
+    pub(crate) fn close(&self) -> Result<(), StorageError> {
+        {
+            let mut queue = self.shared.queue.lock();
+            if matches!(queue.state, State::Open) {
+                queue.state = State::Closing;
+            }
+            self.shared.wakeup.notify_one();
+        }
+        if let Some(thread) = self.thread.lock().take() {
+            thread.join().expect("the thread catches its panics");
+        }
+        self.shared.room.close();
+        match &self.shared.queue.lock().state {
+            State::Failed(source) => Err(StorageError::Failed { source: Arc::clone(source) }),
+            State::Open | State::Closing => Ok(()),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn fail_next_sync(&self) {
+        self.shared.fail_sync.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn push(&self, item: Item) -> Result<(), StorageError> {
+        let mut queue = self.shared.queue.lock();
+        if let Some(refusal) = queue.state.refusal() {
+            return Err(refusal);
+        }
+        queue.items.push_back(item);
+        drop(queue);
+        self.shared.wakeup.notify_one();
+        Ok(())
+    }
+
+    fn refusal(&self) -> StorageError {
+        self.shared.queue.lock().state.refusal().unwrap_or(StorageError::Closed)
+    }
+}
+
+impl State {
+    fn refusal(&self) -> Option<StorageError> {
+        match self {
+            Self::Open => None,
+            Self::Closing => Some(StorageError::Closed),
+            Self::Failed(source) => Some(StorageError::Failed { source: Arc::clone(source) }),
+        }
+    }
+}
+
+impl Shared {
+    fn fail(&self, error: io::Error) {
+        let mut queue = self.queue.lock();
+        if !matches!(queue.state, State::Failed(_)) {
+            tracing::error!(%error, "storage stops acknowledging writes until it is started again");
+            queue.state = State::Failed(Arc::new(error));
+        }
+        // Dropping the waiters tells them.
+        queue.items.clear();
+        drop(queue);
+        self.metrics.wal_failed.set(1);
+        self.room.close();
+        self.wakeup.notify_one();
+    }
+
+    /// What is written and synced together; waits for it.
+    fn next_group(&self, idle: Idle) -> Group {
+        let mut queue = self.queue.lock();
+        let mut group = Group::default();
+        while queue.items.is_empty() {
+            match queue.state {
+                State::Open => {}
+                State::Closing => {
+                    group.then = Then::Close;
+                    return group;
+                }
+                State::Failed(_) => {
+                    group.then = Then::Abort;
+                    return group;
+                }
+            }
+            match idle {
+                Idle::Marked => self.wakeup.wait(&mut queue),
+                Idle::Unmarked => {
+                    if self.wakeup.wait_for(&mut queue, IDLE_MARK_AFTER).timed_out() && queue.items.is_empty()
+                    {
+                        group.then = Then::Mark;
+                        return group;
+                    }
+                }
+            }
+        }
+        while let Some(item) = queue.items.front() {
+            if let Item::Record(record) = item
+                && !group.records.is_empty()
+                && group.bytes + record.len() > self.options.group_bytes_max
+            {
+                break;
+            }
+            match queue.items.pop_front().expect("the front was just looked at") {
+                Item::Record(record) => {
+                    group.bytes += record.len();
+                    group.records.push(record);
+                }
+                Item::Waiter(waiter, room) => group.waiters.push((waiter, room)),
+                Item::Rotate(reply) => {
+                    group.then = Then::Rotate(reply);
+                    break;
+                }
+            }
+        }
+        group
+    }
+}
+
+/// Whether the end of the file is covered by a mark.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Idle {
+    Marked,
+    Unmarked,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    records: Vec<Vec<u8>>,
+    bytes: usize,
+    waiters: Vec<(oneshot::Sender<()>, OwnedSemaphorePermit)>,
+    then: Then,
+}
+
+/// What to do once the group is durable.
+#[derive(Debug, Default)]
+enum Then {
+    #[default]
+    GoOn,
+    Mark,
+    Rotate(mpsc::SyncSender<u64>),
+    Close,
+    Abort,
+}
+
+/// The thread's own state.
+struct Writer {
+    shared: Arc<Shared>,
+    number: u64,
+    salt: u64,
+    file: File,
+    /// Length of the file.
+    offset: u64,
+    idle: Idle,
+    /// Reused between groups.
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    fn new(shared: Arc<Shared>, number: u64) -> io::Result<Self> {
+        let salt = RandomState::new().hash_one(number);
+        let file = create_segment(&shared.options.dir, number, salt)?;
+        let offset = HEADER_BYTES as u64;
+        shared.sizes.lock().insert(number, offset);
+        Ok(Self { shared, number, salt, file, offset, idle: Idle::Marked, buffer: Vec::new() })
+    }
+
+    /// Whatever ends the thread, nobody waits for ever, and a death is never silent.
+    fn run_guarded(mut self) {
+        let shared = Arc::clone(&self.shared);
+        match std::panic::catch_unwind(AssertUnwindSafe(|| self.run())) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => shared.fail(error),
+            Err(_) => shared.fail(io::Error::other("the thread that writes the log panicked")),
+        }
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            let group = self.shared.next_group(self.idle);
+            if !group.records.is_empty() {
+                if self.offset >= self.shared.options.segment_bytes {
+                    self.next_segment()?;
+                }
+                self.write(&group.records)?;
+                self.idle = Idle::Unmarked;
+            }
+            for (waiter, room) in group.waiters {
+                drop(room);
+                // Who no longer waits was cancelled; the samples are stored all the same.
+                let _ = waiter.send(());
+            }
+            match group.then {
+                Then::GoOn => {}
+                Then::Mark => self.write_closing_mark()?,
+                Then::Rotate(reply) => {
+                    self.next_segment()?;
+                    let _ = reply.send(self.number);
+                }
+                Then::Close => return self.write_closing_mark(),
+                Then::Abort => return Ok(()),
+            }
+        }
+    }
+
+    fn write_closing_mark(&mut self) -> io::Result<()> {
+        if self.idle == Idle::Unmarked {
+            self.write(&[])?;
+            self.idle = Idle::Marked;
+        }
+        Ok(())
+    }
+
+    /// Writes a mark and `records`, and returns when they are durable.
+    fn write(&mut self, records: &[Vec<u8>]) -> io::Result<()> {
+        self.buffer.clear();
+        // Everything before this group is durable: `write` returned for it.
+        self.buffer.extend_from_slice(&encode_mark(self.salt, self.offset));
+        for record in records {
+            self.buffer.extend_from_slice(record);
+        }
+        self.file.write_all(&self.buffer)?;
+        let started = Instant::now();
+        self.sync()?;
+        let metrics = &self.shared.metrics;
+        metrics.wal_fsync_duration.observe(started.elapsed().as_secs_f64());
+        let bytes = self.buffer.len() as u64;
+        metrics.wal_written_bytes.inc_by(bytes);
+        if let Ok(group_bytes) = u32::try_from(bytes) {
+            metrics.wal_group_bytes.observe(f64::from(group_bytes));
+        }
+        self.offset += bytes;
+        self.shared.sizes.lock().insert(self.number, self.offset);
+        // One huge group must not hold its memory for ever.
+        self.buffer.shrink_to(2 * self.shared.options.group_bytes_max);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.shared.fail_sync.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            return Err(io::Error::other("injected fdatasync error"));
+        }
+        self.file.sync_data()
+    }
+
+    /// Everything in the current segment is durable here: [`Writer::write`] syncs before it returns.
+    fn next_segment(&mut self) -> io::Result<()> {
+        let salt = RandomState::new().hash_one(self.number + 1);
+        self.file = create_segment(&self.shared.options.dir, self.number + 1, salt)?;
+        self.number += 1;
+        self.salt = salt;
+        self.offset = HEADER_BYTES as u64;
+        self.idle = Idle::Marked;
+        self.shared.sizes.lock().insert(self.number, self.offset);
+        Ok(())
+    }
+}
