@@ -8,6 +8,9 @@ SHELL := bash
 CARGO_TARGET_DIR ?= $(HOME)/.cache/saturn/target
 export CARGO_TARGET_DIR
 
+# The errors of tests say where they come from; backtraces of them only hide that.
+export RUST_LIB_BACKTRACE ?= 0
+
 BINARIES := saturn saturnctl
 NEXTEST_PROFILE ?= $(if $(CI),ci,default)
 

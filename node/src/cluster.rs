@@ -100,7 +100,8 @@ async fn form_or_pull(joining: &Joining) -> anyhow::Result<Placement> {
             let seeds = Command::SetSeeds(join.clone());
             joining.gossip.send(seeds).await.context("the gossip task has ended")?;
         }
-        if let Some(placement) = step(joining, &join, &view.borrow_and_update().clone()).await? {
+        let seen = view.borrow_and_update().clone();
+        if let Some(placement) = step(joining, &join, &seen).await? {
             return Ok(placement);
         }
         let changed = tokio::time::timeout(Duration::from_millis(500), view.changed()).await;

@@ -328,6 +328,13 @@ async fn stop(children: &mut [Child]) {
     }
 }
 
+/// How the user can call `saturnctl`: it is built into the folder of this program.
+fn saturnctl() -> String {
+    let beside = std::env::current_exe().ok().map(|program| program.with_file_name("saturnctl"));
+    let beside = beside.filter(|path| path.exists());
+    beside.map_or_else(|| "saturnctl".into(), |path| path.display().to_string())
+}
+
 fn introduction(nodes: &[DemoNode]) -> String {
     let first = nodes[0].http;
     let list: String = nodes
@@ -357,13 +364,14 @@ Ask it (any node gives the same answer):
 
 What to try next:
 
-  saturnctl --address http://{first} ring status
-  saturnctl --address http://{first} query instant 'rate(process_cpu_seconds_total[1m])'
-  saturnctl --address http://{first} doctor
+  {ctl} --address http://{first} ring status
+  {ctl} --address http://{first} query instant 'rate(process_cpu_seconds_total[1m])'
+  {ctl} --address http://{first} doctor
   kill -9 $(pgrep -f 'node.id {victim}')    then ask the other two again: the answers stay complete
 
 Ctrl-C stops everything.
 "#,
+        ctl = saturnctl(),
         victim = nodes[2].id,
     )
 }

@@ -27,7 +27,6 @@ type FrameStream = Iter<std::vec::IntoIter<Result<peer::SelectFrame, Status>>>;
 
 impl PeerService {
     /// This node's replica, if the caller speaks for the same cluster.
-    #[expect(clippy::result_large_err, reason = "tonic's services return Status")]
     fn replica(&self, cluster: &[u8]) -> Result<Replica, Status> {
         let replica = self.replica.get();
         let replica =
@@ -41,7 +40,6 @@ impl PeerService {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "tonic's services return Status")]
 fn cluster_from(bytes: &[u8]) -> Result<ClusterId, Status> {
     let id = Uuid::from_slice(bytes).map(ClusterId);
     id.map_err(|_| Status::invalid_argument("the cluster id is not 16 bytes"))

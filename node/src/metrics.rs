@@ -1,7 +1,11 @@
 //! What the node counts about itself: requests, members, and the process.
 
+use std::fmt::Write as _;
+
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -11,12 +15,23 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::write_path::Written;
 
 /// How a write request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum WriteOutcome {
     Stored,
     PartlyInvalid,
     Invalid,
     Unavailable,
+}
+
+impl EncodeLabelValue for WriteOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(match self {
+            Self::Stored => "stored",
+            Self::PartlyInvalid => "partly_invalid",
+            Self::Invalid => "invalid",
+            Self::Unavailable => "unavailable",
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

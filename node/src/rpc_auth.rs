@@ -25,8 +25,6 @@ impl Token {
     }
 
     /// Refuses a call without the right token. The comparison's time does not depend on where they differ.
-    // tonic fixes the type of interceptors' errors.
-    #[expect(clippy::result_large_err, reason = "tonic's interceptors return Status")]
     pub(crate) fn check(&self, request: Request<()>) -> Result<Request<()>, Status> {
         let given = request.metadata().get(METADATA_KEY).map(MetadataValue::as_bytes).unwrap_or_default();
         let wanted = self.0.as_bytes();

@@ -283,7 +283,9 @@ mod tests {
         Sample { timestamp: TimestampMs(timestamp), value }
     }
 
-    fn split(series: &[(&[(&str, &str)], &[Sample])]) -> Split {
+    type Series<'a> = (&'a [(&'a str, &'a str)], &'a [Sample]);
+
+    fn split(series: &[Series<'_>]) -> Split {
         let mut request = Vec::new();
         for (labels, samples) in series {
             put_time_series(&mut request, labels.iter().copied(), samples);

@@ -85,7 +85,9 @@ pub enum FunctionId {
     Log10,
     Log2,
     MadOverTime,
+    MaxOf,
     MaxOverTime,
+    MinOf,
     MinOverTime,
     Minute,
     Month,
@@ -141,6 +143,7 @@ const NONE: &[ValueType] = &[];
 const SCALAR: &[ValueType] = &[ValueType::Scalar];
 const VECTOR: &[ValueType] = &[ValueType::Vector];
 const MATRIX: &[ValueType] = &[ValueType::Matrix];
+const SCALAR_SCALAR: &[ValueType] = &[ValueType::Scalar, ValueType::Scalar];
 const SCALAR_MATRIX: &[ValueType] = &[ValueType::Scalar, ValueType::Matrix];
 const SCALAR_VECTOR: &[ValueType] = &[ValueType::Scalar, ValueType::Vector];
 const MATRIX_SCALAR: &[ValueType] = &[ValueType::Matrix, ValueType::Scalar];
@@ -242,7 +245,9 @@ static FUNCTIONS: &[Function] = &[
     fixed("log10", FunctionId::Log10, VECTOR),
     fixed("log2", FunctionId::Log2, VECTOR),
     fixed("mad_over_time", FunctionId::MadOverTime, MATRIX),
+    scalar("max_of", FunctionId::MaxOf, SCALAR_SCALAR),
     fixed("max_over_time", FunctionId::MaxOverTime, MATRIX),
+    scalar("min_of", FunctionId::MinOf, SCALAR_SCALAR),
     fixed("min_over_time", FunctionId::MinOverTime, MATRIX),
     variadic("minute", FunctionId::Minute, VECTOR, Variadic::UpTo(1)),
     variadic("month", FunctionId::Month, VECTOR, Variadic::UpTo(1)),

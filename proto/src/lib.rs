@@ -14,7 +14,7 @@ pub mod snappy;
 pub mod varint;
 
 /// Generated messages, client and server of the internal service (`schema/peer.proto`).
-#[allow(missing_docs, unreachable_pub, clippy::allow_attributes_without_reason)]
+#[allow(missing_docs, unreachable_pub, clippy::too_many_lines, reason = "generated code")]
 pub mod peer {
     tonic::include_proto!("saturn.peer.v1");
 }

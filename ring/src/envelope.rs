@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! offset  bytes
-//!      0      1  kind: 0 SWIM, 1 hello, 2 outdated
+//!      0      1  kind: 0 SWIM, 1 hello, 2 outdated, 3 suspected
 //!      1      8  version of the placement that the sender holds (0: none), little-endian
-//!      9      n  SWIM: a packet of foca's; hello and outdated: an identity (postcard)
+//!      9      n  SWIM: a packet of foca's; else postcard: an identity, for "suspected" its incarnation too
 //! ```
 
 use crate::member::Identity;
@@ -15,6 +15,7 @@ pub(crate) const ENVELOPE_BYTES: usize = 9;
 const KIND_SWIM: u8 = 0;
 const KIND_HELLO: u8 = 1;
 const KIND_OUTDATED: u8 = 2;
+const KIND_SUSPECTED: u8 = 3;
 
 /// A packet's content.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,26 +33,31 @@ pub(crate) enum Body<'a> {
     Swim(&'a [u8]),
     /// "I am this one; who are you?", to an address whose owner is not known.
     Hello(Identity),
-    /// "I know your node id as this one, and it is dead or younger than you."
+    /// "I know your node id as this one, which is dead, or started later than you."
     Outdated(Identity),
+    /// "You, in this incarnation, are suspected to be dead: object."
+    Suspected(Identity, foca::Incarnation),
 }
 
 impl<'a> Envelope<'a> {
     pub(crate) fn encode(placement_version: u64, body: &Body<'_>) -> Vec<u8> {
-        let (kind, identity) = match body {
-            Body::Swim(_) => (KIND_SWIM, None),
-            Body::Hello(identity) => (KIND_HELLO, Some(identity)),
-            Body::Outdated(identity) => (KIND_OUTDATED, Some(identity)),
+        let kind = match body {
+            Body::Swim(_) => KIND_SWIM,
+            Body::Hello(_) => KIND_HELLO,
+            Body::Outdated(_) => KIND_OUTDATED,
+            Body::Suspected(..) => KIND_SUSPECTED,
         };
         let mut bytes = vec![kind];
         bytes.extend_from_slice(&placement_version.to_le_bytes());
-        if let Some(identity) = identity {
-            return postcard::to_extend(identity, bytes).expect("an identity has nothing postcard refuses");
-        }
-        if let Body::Swim(data) = body {
-            bytes.extend_from_slice(data);
-        }
-        bytes
+        let encoded = match body {
+            Body::Swim(data) => {
+                bytes.extend_from_slice(data);
+                return bytes;
+            }
+            Body::Hello(identity) | Body::Outdated(identity) => postcard::to_extend(identity, bytes),
+            Body::Suspected(identity, incarnation) => postcard::to_extend(&(identity, incarnation), bytes),
+        };
+        encoded.expect("an identity has nothing that postcard refuses")
     }
 
     /// `None` if the bytes are no envelope.
@@ -62,6 +68,10 @@ impl<'a> Envelope<'a> {
             KIND_SWIM => Body::Swim(rest),
             KIND_HELLO => Body::Hello(postcard::from_bytes(rest).ok()?),
             KIND_OUTDATED => Body::Outdated(postcard::from_bytes(rest).ok()?),
+            KIND_SUSPECTED => {
+                let (identity, incarnation) = postcard::from_bytes(rest).ok()?;
+                Body::Suspected(identity, incarnation)
+            }
             _ => return None,
         };
         Some(Self { placement_version: u64::from_le_bytes(*version), body })
@@ -92,7 +102,8 @@ mod tests {
 
     #[test]
     fn packets_come_back() {
-        for body in [Body::Swim(b"abc"), Body::Hello(identity()), Body::Outdated(identity())] {
+        let suspected = Body::Suspected(identity(), 300);
+        for body in [Body::Swim(b"abc"), Body::Hello(identity()), Body::Outdated(identity()), suspected] {
             let bytes = Envelope::encode(7, &body);
             assert_eq!(Envelope::decode(&bytes), Some(Envelope { placement_version: 7, body }));
         }

@@ -7,7 +7,8 @@
 //! * every packet is sealed ([`crate::seal`]) and says which placement version its sender holds;
 //! * hello packets to seed addresses whose names are not known yet: every second while alone, and for
 //!   as long as a seed is not among the members (this is also what heals partitions);
-//! * dead members stay listed;
+//! * dead members stay listed, and a suspect is told, so that it can object (foca spreads a suspicion a few
+//!   times and never again: without this a suspicion that the suspect missed would stay for ever);
 //! * a node that others declared dead comes back under a higher boot number, at most once a second;
 //! * one node id belongs to one process: the later boot wins, the earlier one is told, and says so.
 //!
@@ -50,6 +51,9 @@ type Timer = foca::Timer<Identity>;
 /// A member's state and the identity that it gossips under.
 struct Known {
     identity: Identity,
+    incarnation: foca::Incarnation,
+    /// Whether it was told lately that it is suspected.
+    told: bool,
     state: MemberState,
 }
 
@@ -102,7 +106,7 @@ impl Membership {
             courted_by: None,
             placement_version,
             seeds,
-            members: BTreeMap::from([(me.id, Known { identity, state })]),
+            members: BTreeMap::from([(me.id, Known { identity, incarnation: 0, told: false, state })]),
             timers: BinaryHeap::new(),
             timers_made: 0,
             hello_at: now,
@@ -228,6 +232,7 @@ impl Membership {
                 self.receive_outdated(now, &known, out);
                 Ok(())
             }
+            Body::Suspected(suspect, incarnation) => self.receive_suspicion(suspect, incarnation),
         }
     }
 
@@ -339,6 +344,35 @@ impl Membership {
         }
     }
 
+    /// Somebody believes this node dead: foca objects under a higher incarnation.
+    fn receive_suspicion(
+        &mut self,
+        suspect: Identity,
+        incarnation: foca::Incarnation,
+    ) -> Result<(), DropReason> {
+        if suspect != *self.foca.identity() {
+            return Ok(()); // Not for us, or no longer.
+        }
+        let suspect = foca::Member::new(suspect, incarnation, foca::State::Suspect);
+        let objected = self.foca.apply_many(std::iter::once(suspect), true, &mut self.runtime);
+        objected.map_err(|_| DropReason::Malformed)
+    }
+
+    /// Tells suspects so, each once until [`Self::say_hello`] has its turn.
+    fn tell_suspects(&mut self, out: &mut Vec<Action>) {
+        let mut suspects = Vec::new();
+        for known in self.members.values_mut() {
+            if known.state.liveness == Liveness::Suspect && !known.told {
+                known.told = true;
+                suspects.push((known.identity.clone(), known.incarnation));
+            }
+        }
+        for (suspect, incarnation) in suspects {
+            let to = suspect.member.gossip_addr;
+            self.send(to, &Body::Suspected(suspect, incarnation), out);
+        }
+    }
+
     fn report_conflict(
         &mut self,
         now: Duration,
@@ -394,6 +428,8 @@ impl Membership {
                 self.send(seed, &hello, out);
             }
         }
+        self.members.values_mut().for_each(|known| known.told = false);
+        self.tell_suspects(out);
     }
 
     fn send(&mut self, to: SocketAddr, body: &Body<'_>, out: &mut Vec<Action>) {
@@ -423,6 +459,9 @@ impl Membership {
             }
         }
         self.refresh(now);
+        if !self.left {
+            self.tell_suspects(out);
+        }
     }
 
     fn take_notification(
@@ -467,15 +506,18 @@ impl Membership {
             };
             match self.members.get_mut(&identity.member.id) {
                 Some(known) if known.identity == *identity => {
+                    known.incarnation = entry.incarnation();
                     if known.state.liveness != liveness {
                         known.state.liveness = liveness;
                         known.state.since = now;
+                        known.told = false;
                     }
                 }
                 _ => {
                     let member = identity.member.clone();
                     let state = MemberState { member, liveness, since: now, placement_version: None };
-                    let known = Known { identity: identity.clone(), state };
+                    let incarnation = entry.incarnation();
+                    let known = Known { identity: identity.clone(), incarnation, told: false, state };
                     self.members.insert(identity.member.id.clone(), known);
                 }
             }

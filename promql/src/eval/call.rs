@@ -9,7 +9,7 @@ use crate::eval::calendar::date_part;
 use crate::eval::engine::{Evaluated, Evaluator};
 use crate::eval::extrapolate::{Change, extrapolated_change};
 use crate::eval::grid::Grid;
-use crate::eval::instant_functions::value_function;
+use crate::eval::instant_functions::{go_max, go_min, value_function};
 use crate::eval::names::Duplicates;
 use crate::eval::numerics::quantile;
 use crate::eval::over_time::{WindowFunction, double_exponential_smoothing, predict_linear, window_function};
@@ -53,6 +53,11 @@ impl Evaluator<'_> {
             FunctionId::Scalar => {
                 let block = self.vector(&args[0], grid)?;
                 Ok(Some(only_values(&block)))
+            }
+            FunctionId::MinOf | FunctionId::MaxOf => {
+                let (a, b) = (self.scalar(&args[0], grid)?, self.scalar(&args[1], grid)?);
+                let choose = if id == FunctionId::MinOf { go_min } else { go_max };
+                Ok(Some(a.into_iter().zip(b).map(|(a, b)| choose(a, b)).collect()))
             }
             _ => Ok(None),
         }

@@ -255,9 +255,9 @@ fn rank_of(bound: f64, buckets: &[Bucket], total: f64) -> f64 {
         if bucket.upper > bound {
             let share = match (bucket_lower.is_finite(), bucket.upper.is_finite()) {
                 (true, true) => (bound - bucket_lower) / (bucket.upper - bucket_lower),
-                // Within an infinite bucket nothing is known: all of it lies at its finite end.
-                (true, false) => 1.0,
-                _ => 0.0,
+                // Within an infinite bucket nothing is known: all of it lies at its infinite end.
+                (false, _) => 1.0,
+                (true, false) => 0.0,
             };
             return (rank + (bucket.count - rank) * share).min(total);
         }

@@ -55,12 +55,12 @@ fn sign(value: f64) -> f64 {
 }
 
 /// Go's `math.Max`: NaN wins.
-fn go_max(a: f64, b: f64) -> f64 {
+pub(super) fn go_max(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
 /// Go's `math.Min`: NaN wins.
-fn go_min(a: f64, b: f64) -> f64 {
+pub(super) fn go_min(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) }
 }
 

@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_mean_does_not_overflow() {
-        assert_eq!(mean(&[f64::MAX, f64::MAX, f64::MAX]), f64::MAX);
+        assert!(almost_equal(mean(&[f64::MAX, f64::MAX, f64::MAX]), f64::MAX, 1e-12));
         assert_eq!(mean(&[f64::INFINITY, 1.0]), f64::INFINITY);
         assert_eq!(variance(&[1.0, 2.0, 3.0, 4.0]), 1.25);
     }

@@ -133,12 +133,12 @@ impl Lexer<'_> {
         match c {
             '0'..='9' => self.number_or_duration(),
             '.' if second.is_some_and(|c| c.is_ascii_digit()) => self.number_or_duration(),
-            '"' | '\'' => self.quoted_text(c),
-            '`' => self.raw_text(),
             _ if self.in_brackets && (is_name_start(c) || c == ':') => self.word_in_brackets(c),
             _ if self.in_brackets && self.expects_duration() && !"()]+-*/%^,".contains(c) => {
                 Err(format!("unexpected character in duration expression: {}", quoted(Some(c))))
             }
+            '"' | '\'' => self.quoted_text(c),
+            '`' => self.raw_text(),
             _ if is_name_start(c) || c == ':' => Ok(self.keyword_or_identifier()),
             '(' | ')' | '{' | '}' | '[' | ']' => self.bracket(c),
             _ => self.operator(c, second),
@@ -203,8 +203,7 @@ impl Lexer<'_> {
             ')' => match self.paren_depth.checked_sub(1) {
                 Some(depth) => self.paren_depth = depth,
                 None => {
-                    // Prometheus emits the parenthesis first: the error starts after it.
-                    self.push(TokenKind::RightParen);
+                    // In Prometheus the error starts after the parenthesis.
                     self.start = self.at;
                     return Err(format!("unexpected right parenthesis {}", quoted(Some(c))));
                 }
@@ -293,13 +292,7 @@ impl Lexer<'_> {
         if self.rest_of_duration() {
             return Ok(TokenKind::Duration);
         }
-        self.bump_if_bad();
         Err(format!("bad number or duration syntax: {}", crate::go_text::quote(self.word().as_bytes())))
-    }
-
-    /// Prometheus shows the offending character too, if it belongs to a word.
-    fn bump_if_bad(&mut self) {
-        self.accept(is_name_part);
     }
 
     /// `scanNumber` of `lex.go`: takes a number and says whether it ends well.
@@ -359,7 +352,8 @@ impl Lexer<'_> {
             }
             self.accept_any_of("s");
         }
-        !self.peek().is_some_and(is_name_part)
+        // What breaks the duration is taken too: the message shows it.
+        !self.accept(is_name_part)
     }
 
     fn quoted_text(&mut self, delimiter: char) -> Lexed {
