@@ -19,10 +19,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct PrometheusOptions {
     /// Jobs, each with the addresses `HOST:PORT` that it scrapes. Prometheus adds itself as `prometheus`.
     pub scrape: Vec<(String, Vec<String>)>,
-    /// URLs that every sample is written to.
+    /// URLs that every sample is written to. The tenant must be in the path or the user: Debian's build of
+    /// Prometheus 2.42 takes `headers` in its configuration and does not send them.
     pub remote_write: Vec<String>,
-    /// The tenant of those writes.
-    pub tenant: String,
 }
 
 /// A Prometheus server with its data in a folder of the test.
@@ -136,10 +135,7 @@ fn config_text(options: &PrometheusOptions, own_address: &str) -> String {
         text.push_str("remote_write:\n");
     }
     for url in &options.remote_write {
-        text.push_str(&format!(
-            "- url: {url}\n  headers:\n    X-Scope-OrgID: {}\n  queue_config:\n    batch_send_deadline: 500ms\n",
-            options.tenant
-        ));
+        text.push_str(&format!("- url: {url}\n  queue_config:\n    batch_send_deadline: 500ms\n"));
     }
     text
 }
@@ -152,16 +148,13 @@ mod tests {
     fn the_configuration_names_every_target() {
         let options = PrometheusOptions {
             scrape: vec![("saturn".to_owned(), vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()])],
-            remote_write: vec!["http://127.0.0.1:1/api/v1/write".to_owned()],
-            tenant: "road".to_owned(),
+            remote_write: vec!["http://127.0.0.1:1/t/road/api/v1/write".to_owned()],
         };
         let text = config_text(&options, "127.0.0.1:9");
         assert!(text.contains(
             "- job_name: saturn\n  static_configs:\n  - targets: ['127.0.0.1:1', '127.0.0.1:2']\n"
         ));
-        assert!(
-            text.contains("- url: http://127.0.0.1:1/api/v1/write\n  headers:\n    X-Scope-OrgID: road\n")
-        );
+        assert!(text.contains("- url: http://127.0.0.1:1/t/road/api/v1/write\n"));
     }
 
     #[test]

@@ -62,12 +62,32 @@ pub(crate) async fn establish(joining: &Joining) -> anyhow::Result<Arc<Placement
         Some(placement) => placement,
         None => form_or_pull(joining).await?,
     };
+    check_shape(&placement, joining)?;
     check_registration(&placement, &joining.me)?;
     let announce = Command::SetPlacement(placement.cluster, placement.version);
     joining.gossip.send(announce).await.context("the gossip task has ended")?;
     let data = joining.data.clone();
     let persist = move |placement: &Placement| Ok(data.save_placement(placement)?);
     Ok(Arc::new(PlacementHandle::new(placement, persist)))
+}
+
+/// What was fixed when the cluster formed cannot be changed by a flag; better to say so than to ignore it.
+fn check_shape(placement: &Placement, joining: &Joining) -> anyhow::Result<()> {
+    let settings = [
+        ("cluster.shards", u64::from(joining.shards), u64::from(placement.shard_count())),
+        (
+            "cluster.replication-factor",
+            u64::from(joining.replication_factor),
+            u64::from(placement.replication_factor),
+        ),
+    ];
+    match settings.into_iter().find(|(_, wanted, formed)| wanted != formed) {
+        None => Ok(()),
+        Some((flag, wanted, formed)) => bail!(
+            "--{flag} is {wanted}, but cluster {} was formed with {formed}, which cannot be changed: set it to {formed}",
+            placement.cluster
+        ),
+    }
 }
 
 /// A node that lost its disk must not pose as the replica that it was.

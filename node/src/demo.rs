@@ -84,6 +84,7 @@ struct DemoNode {
 
 /// Runs the demo until Ctrl-C.
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
+    let stop_asked = stop_signal();
     let temporary;
     let dir: &Path = match &options.keep {
         Some(dir) => {
@@ -102,7 +103,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         children.push(start(node, &nodes, dir)?);
     }
     let outcome = tokio::select! {
-        () = stop_signal() => Ok(()),
+        () = stop_asked => Ok(()),
         failed = supervise(&nodes, &mut children) => Err(failed),
     };
     say("\nStopping ...");
@@ -353,8 +354,7 @@ API      http://{first}
 Send it your own metrics (prometheus.yml):
 
   remote_write:
-    - url: http://{first}/api/v1/write
-      headers: {{ X-Scope-OrgID: {TENANT} }}
+    - url: http://{first}/t/{TENANT}/api/v1/write
 
 Ask it (any node gives the same answer):
 

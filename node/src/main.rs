@@ -52,19 +52,23 @@ fn main() -> ExitCode {
         }
     };
     report(runtime.block_on(async {
+        let stop = stop_signal();
         logging::start(&config.log_level, config.log_format)?;
         demo::die_with_parent_if_child();
-        server::serve(config, stop_signal()).await
+        server::serve(config, stop).await
     }))
 }
 
-/// Resolves at SIGINT or SIGTERM.
-async fn stop_signal() {
-    let wait = |kind| signal(kind).expect("signal handlers can be installed at start");
-    let (mut interrupt, mut terminate) = (wait(SignalKind::interrupt()), wait(SignalKind::terminate()));
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// Resolves at SIGINT or SIGTERM. The handlers are in place when this returns, before the first poll: a
+/// signal right after the start must not meet the system's default, which is sudden death.
+fn stop_signal() -> impl Future<Output = ()> {
+    let handle = |kind| signal(kind).expect("signal handlers can be installed at start");
+    let (mut interrupt, mut terminate) = (handle(SignalKind::interrupt()), handle(SignalKind::terminate()));
+    async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
     }
 }
 

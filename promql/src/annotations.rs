@@ -1,7 +1,7 @@
 //! Warnings and infos that come with a result.
 //!
 //! Two annotations with the same text are one; the position that is kept is the later one, as in
-//! Prometheus's `util/annotations`. The info about repaired histograms merges its numbers instead.
+//! Prometheus's `util/annotations`. Their number is bounded. The info about repaired histograms merges its numbers instead.
 
 use crate::go_text::{format_general, format_two_digits};
 use crate::span::Span;
@@ -77,10 +77,15 @@ impl Annotations {
     }
 }
 
+/// Most different texts of each kind that are kept; a query can have one for each series.
+const ANNOTATIONS_MAX: usize = 1000;
+
 fn add(annotations: &mut Vec<Annotation>, new: Annotation) {
-    match annotations.iter_mut().find(|old| old.text == new.text) {
+    match annotations.iter().position(|old| old.text == new.text) {
+        None if annotations.len() >= ANNOTATIONS_MAX => {}
         None => annotations.push(new),
-        Some(old) => {
+        Some(at) => {
+            let old = &mut annotations[at];
             old.span = new.span;
             old.repair = match (old.repair, new.repair) {
                 (Some(old), Some(new)) => Some(old.merge(new)),

@@ -100,9 +100,11 @@ fn decimal_exponent(text: &str) -> i32 {
 /// Reads a number literal as the parser of Prometheus does: Go's `ParseInt` with base 0 (`0755` is octal),
 /// else `ParseFloat`. The error is the text that Go gives.
 pub(crate) fn parse_number(text: &str) -> Result<f64, String> {
-    if let Some(integer) = parse_integer(text) {
-        return Ok(to_float(integer));
-    }
+    parse_integer(text).map_or_else(|| parse_float(text), |integer| Ok(to_float(integer)))
+}
+
+/// Go's `ParseFloat`. The error is the text that Go gives.
+pub(crate) fn parse_float(text: &str) -> Result<f64, String> {
     let syntax = || format!("strconv.ParseFloat: parsing {}: invalid syntax", quote(text.as_bytes()));
     let plain = text.replace('_', "");
     let digits = plain.trim_start_matches(['+', '-']);

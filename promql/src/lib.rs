@@ -8,6 +8,13 @@
 //! The crate is pure: no tokio, no clock, no randomness. Native histograms, `info()`, `fill` and the
 //! `anchored` and `smoothed` modifiers are parsed, and evaluation says that they are not supported yet.
 
+#![warn(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss
+)]
+
 mod annotations;
 mod duration;
 mod error;

@@ -34,7 +34,7 @@ pub enum Action {
     Send {
         /// To whom.
         to: SocketAddr,
-        /// At most [`PACKET_BYTES_MAX`] bytes.
+        /// At most [`crate::PACKET_BYTES_MAX`] bytes.
         packet: Vec<u8>,
     },
     /// Take notice.

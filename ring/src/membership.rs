@@ -15,7 +15,7 @@
 //! Invariant: what gossip says decides whom to ask first, never who owns what.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
@@ -73,6 +73,8 @@ pub struct Membership {
     /// Due time, timer (foca orders those that are due together), sequence number.
     timers: BinaryHeap<Reverse<(Duration, Timer, u64)>>,
     timers_made: u64,
+    /// Whether some member talks to this node under its present identity. If not, foca rests.
+    connected: bool,
     hello_at: Duration,
     /// When to come back, and under which boot number.
     rejoin_at: Option<(Duration, u64)>,
@@ -109,6 +111,7 @@ impl Membership {
             members: BTreeMap::from([(me.id, Known { identity, incarnation: 0, told: false, state })]),
             timers: BinaryHeap::new(),
             timers_made: 0,
+            connected: false,
             hello_at: now,
             rejoin_at: None,
             rejoined_at: None,
@@ -402,10 +405,7 @@ impl Membership {
         if let Err(error) = self.foca.change_identity(identity, &mut self.runtime) {
             tracing::debug!(%error, "could not tell the members of the new identity");
         }
-        let contact = self.foca.iter_members().next().map(|member| member.id().clone());
-        if let Some(contact) = contact {
-            self.announce(contact);
-        }
+        self.connected = false;
         self.hello_at = now;
         out.push(Action::Event(MembershipEvent::Rejoining));
     }
@@ -416,17 +416,22 @@ impl Membership {
         }
     }
 
+    /// Looks for members under the seeds' addresses; while nobody talks to this node, also under those of
+    /// all members that it believes alive.
     fn say_hello(&mut self, now: Duration, out: &mut Vec<Action>) {
-        let alone = self.foca.num_members() == 0;
-        self.hello_at = now + if alone { HELLO_ALONE } else { HELLO_MISSING };
+        self.hello_at = now + if self.connected { HELLO_MISSING } else { HELLO_ALONE };
+        let mut known: BTreeSet<SocketAddr> = BTreeSet::from([self.foca.identity().member.gossip_addr]);
+        known.extend(self.foca.iter_members().map(|entry| entry.id().member.gossip_addr));
+        let mut to: BTreeSet<SocketAddr> = self.seeds.iter().copied().collect();
+        if self.connected {
+            to.retain(|seed| !known.contains(seed));
+        } else {
+            to.extend(known);
+            to.remove(&self.foca.identity().member.gossip_addr);
+        }
         let hello = Body::Hello(self.foca.identity().clone());
-        for seed in self.seeds.clone() {
-            let known = self.members.values().any(|known| {
-                known.state.member.gossip_addr == seed && known.state.liveness != Liveness::Down
-            });
-            if !known {
-                self.send(seed, &hello, out);
-            }
+        for to in to {
+            self.send(to, &hello, out);
         }
         self.members.values_mut().for_each(|known| known.told = false);
         self.tell_suspects(out);
@@ -476,15 +481,21 @@ impl Membership {
             OwnedNotification::Rename(old, new) => {
                 MembershipEvent::Replaced { old: old.member, new: new.member }
             }
+            OwnedNotification::Active => {
+                self.connected = true;
+                return;
+            }
             OwnedNotification::Idle => {
+                self.connected = false;
                 self.hello_at = self.hello_at.min(now + HELLO_ALONE);
                 return;
             }
             OwnedNotification::Defunct => {
+                self.connected = false;
                 self.plan_rejoin(now, self.foca.identity().boot.saturating_add(1));
                 return;
             }
-            OwnedNotification::Active | OwnedNotification::Rejoin(_) => return,
+            OwnedNotification::Rejoin(_) => return,
         };
         out.push(Action::Event(event));
     }

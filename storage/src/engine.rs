@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -59,7 +59,8 @@ pub(crate) struct Store {
     /// Number of the next flush; its lock is what lets one flush run at a time.
     pub(crate) next_segment: Mutex<u64>,
     pub(crate) disk_segments: AtomicU64,
-    head_samples: AtomicU64,
+    /// Signed: a flush may count samples out before their append has counted them in.
+    head_samples: AtomicI64,
 }
 
 impl Engine {
@@ -122,7 +123,7 @@ impl Engine {
             flush_signal: FlushSignal::default(),
             next_segment: Mutex::new(meta.next_segment),
             disk_segments: AtomicU64::new(meta.segments.len() as u64),
-            head_samples: AtomicU64::new(head_samples),
+            head_samples: AtomicI64::new(gauge(head_samples)),
         });
         store.request_flush_if_due();
         let flusher_store = Arc::clone(&store);
@@ -216,7 +217,7 @@ impl Engine {
         let shards = store.shards.read();
         EngineStats {
             series: shards.values().map(|shard| shard.index.read().series.len() as u64).sum(),
-            head_samples: store.head_samples.load(Ordering::Relaxed),
+            head_samples: store.samples_in_memory(),
             wal_bytes: store.wal.bytes(),
             disk_bytes: store.rocks.disk_bytes(),
             flushed_segments: store.disk_segments.load(Ordering::Relaxed),
@@ -280,21 +281,19 @@ impl Store {
         self.known_shard(shard).unwrap_or_else(|| Arc::clone(shard_of(&mut self.shards.write(), shard)))
     }
 
-    fn samples_max(&self) -> u64 {
-        2 * self.options.flush_samples_max as u64
+    fn samples_in_memory(&self) -> u64 {
+        u64::try_from(self.head_samples.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     fn check_load(&self) -> Result<(), StorageError> {
-        let samples = self.head_samples.load(Ordering::Relaxed);
-        let max = self.samples_max();
+        let samples = self.samples_in_memory();
+        let max = 2 * self.options.flush_samples_max as u64;
         if samples >= max { Err(StorageError::Overloaded { samples, max }) } else { Ok(()) }
     }
 
     fn count_append(&self, appended: &crate::shard::Appended) {
-        let new = appended.new_samples as u64;
-        let samples = self.head_samples.fetch_add(new, Ordering::Relaxed) + new;
-        self.metrics.head_samples.set(gauge(samples));
-        self.metrics.appended_samples.inc_by(new);
+        self.change_head_samples(gauge(appended.new_samples as u64));
+        self.metrics.appended_samples.inc_by(appended.new_samples as u64);
         self.metrics.duplicate_samples.inc_by(appended.duplicates as u64);
         self.metrics.unknown_series.inc_by(appended.unknown.len() as u64);
         self.metrics.series.inc_by(gauge(appended.new_series as u64));
@@ -302,17 +301,28 @@ impl Store {
 
     /// Samples left memory.
     pub(crate) fn forget_head_samples(&self, gone: u64) {
-        let before = self.head_samples.fetch_sub(gone, Ordering::Relaxed);
-        self.metrics.head_samples.set(gauge(before - gone));
+        self.change_head_samples(-gauge(gone));
     }
 
-    fn request_flush_if_due(&self) {
-        let samples = self.head_samples.load(Ordering::Relaxed);
-        let due = samples >= self.options.flush_samples_max as u64
+    fn change_head_samples(&self, by: i64) {
+        let before = self.head_samples.fetch_add(by, Ordering::Relaxed);
+        self.metrics.head_samples.set(before + by);
+    }
+
+    /// Asks for a flush if memory or the log reached its bound.
+    pub(crate) fn request_flush_if_due(&self) {
+        let due = self.samples_in_memory() >= self.options.flush_samples_max as u64
             || self.wal.bytes() >= self.options.flush_wal_bytes_max;
         if due {
             self.flush_signal.request();
         }
+    }
+}
+
+#[cfg(test)]
+impl Engine {
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.store
     }
 }
 

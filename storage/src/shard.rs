@@ -144,8 +144,8 @@ impl Shard {
             }
         }
         let new = record.new_series.into_iter().skip(repeated);
-        let mut appended = Appended::default();
-        appended.new_series = self.add_series(&mut head, &record.tenant, new);
+        let new_series = self.add_series(&mut head, &record.tenant, new);
+        let mut appended = Appended { new_series, ..Appended::default() };
         let mut at = 0;
         for (ordinal, count) in record.series {
             let (timestamps, values) = (&record.timestamps[at..at + count], &record.values[at..at + count]);

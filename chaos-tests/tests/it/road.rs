@@ -32,8 +32,7 @@ async fn answers_equal_prometheus_and_survive_a_killed_node() -> Result<()> {
     let nodes = (0..3).map(|index| cluster.http_address(index).to_owned()).collect();
     let options = PrometheusOptions {
         scrape: vec![("node".to_owned(), vec![exporter.address().to_owned()]), ("saturn".to_owned(), nodes)],
-        remote_write: [1, 2].map(|index| format!("{}/api/v1/write", cluster.url(index))).to_vec(),
-        tenant: TENANT.to_owned(),
+        remote_write: [1, 2].map(|index| format!("{}/t/{TENANT}/api/v1/write", cluster.url(index))).to_vec(),
     };
     let mut prometheus = Prometheus::start(cluster.folder(), &options).await?;
     let truth = prometheus.endpoint();

@@ -83,9 +83,9 @@ impl Evaluator<'_> {
         self.warn_of_quantiles(&phis, param.span);
         let mut values = Vec::new();
         for group in groups(block, &aggregate.grouping) {
-            self.check_cancelled()?;
             let mut row = result.push(group.name)?;
             for (step, phi) in phis.iter().enumerate() {
+                self.check_cancelled()?;
                 values.clear();
                 values.extend(group.members.iter().filter_map(|member| block.row(*member).get(step)));
                 if !values.is_empty() {
@@ -120,12 +120,13 @@ impl Evaluator<'_> {
             _ => return Err(EvalError::Execution(format!("invalid label name {}", quote(&bytes)))),
         };
         let mut builder = BlockBuilder::new(block.like());
+        let drop_name = block.names.iter().any(|name| name.drop_name);
         for (name, row) in block.rows() {
             self.check_cancelled()?;
             let group = group_labels(&name.labels, &aggregate.grouping);
             for (step, value) in row.cells() {
                 let labels = group.to_builder().set(label, &format_plain(value)).build();
-                let at = builder.row(labels, name.drop_name)?;
+                let at = builder.row(labels, drop_name)?;
                 let mut counts = builder.block.row_mut(at);
                 let count = if counts.present[step] { counts.values[step] } else { 0.0 };
                 counts.set(step, count + 1.0);

@@ -57,7 +57,7 @@ impl Drop for Charge {
 }
 
 /// What a series is called, and whether its name is to be removed in the end.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SeriesName {
     pub(crate) labels: Labels,
     /// Set only with delayed name removal.

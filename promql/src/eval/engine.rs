@@ -9,7 +9,7 @@ use crate::ast::{Binary, Expr, ExprKind, UnaryOp, ValueType};
 use crate::error::EvalError;
 use crate::eval::block::{Block, Budget};
 use crate::eval::grid::Grid;
-use crate::eval::names::{Duplicates, merge_duplicates, without_metadata};
+use crate::eval::names::{Duplicates, SAME_LABELSET, merge_duplicates, without_metadata};
 use crate::eval::params::{EvalParams, NameRemoval, QueryResult, Source, Value, VectorSample};
 use crate::eval::support::check_supported;
 
@@ -106,6 +106,9 @@ impl Evaluator<'_> {
             Ok(())
         })?;
         matrix.sort_by(|a, b| a.labels.cmp(&b.labels));
+        if matrix.windows(2).any(|pair| pair[0].labels == pair[1].labels) {
+            return Err(EvalError::Execution(SAME_LABELSET.into()));
+        }
         Ok(Value::Matrix(matrix))
     }
 
@@ -115,7 +118,7 @@ impl Evaluator<'_> {
         }
         for name in &mut block.names {
             if name.drop_name {
-                name.labels = without_metadata(&name.labels);
+                *name = without_metadata(&name.labels).into();
             }
         }
         merge_duplicates(block, Duplicates::MergeDisjoint)
@@ -124,6 +127,9 @@ impl Evaluator<'_> {
     /// Evaluates `expr` at all steps of `grid`.
     pub(super) fn eval(&self, expr: &Expr, grid: &Grid) -> Result<Evaluated, EvalError> {
         self.check_cancelled()?;
+        // Each level of the tree holds a few columns besides its blocks: scalars and scratch space.
+        let mut columns = self.budget.charge();
+        columns.grow(grid.count)?;
         match &expr.kind {
             ExprKind::Number(number) => Ok(Evaluated::Scalar(vec![number.value; grid.count])),
             ExprKind::Text(bytes) => Ok(Evaluated::Text(bytes.clone())),
@@ -228,4 +234,80 @@ fn matrix_of(block: &Block, grid: &Grid) -> Value {
     let mut matrix: Vec<SeriesColumns> = series.collect();
     matrix.sort_by(|a, b| a.labels.cmp(&b.labels));
     Value::Matrix(matrix)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::{SelectorRequest, SourceError, parse};
+
+    /// One series with a sample each second.
+    struct Seconds;
+
+    impl Source for Seconds {
+        fn select(&self, request: &SelectorRequest) -> Result<Arc<[SeriesColumns]>, SourceError> {
+            let timestamps: Vec<i64> = (request.start.0..=request.end.0).filter(|t| t % 1000 == 0).collect();
+            let values = vec![1.0; timestamps.len()];
+            Ok([SeriesColumns { labels: Labels::empty(), timestamps, values }].into())
+        }
+    }
+
+    fn run(
+        query: &str,
+        samples_max: usize,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Value, EvalError> {
+        let expr = parse(query).expect("valid");
+        let params = EvalParams { samples_max, ..EvalParams::instant(TimestampMs(1_000_000)) };
+        evaluate(&expr, &params, &Seconds, cancelled).map(|result| result.value)
+    }
+
+    #[test]
+    fn memory_is_bounded_before_it_is_allocated() {
+        let never = || false;
+        assert!(run("sum_over_time(x[5m])", 400, &never).is_ok());
+        for query in [
+            "sum_over_time(x[10m])",
+            "sum_over_time(x[100y:1ms])",
+            "sum_over_time(vector(1 + (1 + time()))[100y:1ms])",
+            "x[10m]",
+        ] {
+            let error = run(query, 400, &never).expect_err("too much");
+            assert!(matches!(error, EvalError::TooManySamples { limit: 400 }), "{query}: {error}");
+        }
+    }
+
+    #[test]
+    fn evaluation_stops_when_asked_to() {
+        let asked = AtomicUsize::new(0);
+        let soon = || asked.fetch_add(1, Ordering::Relaxed) > 3;
+        let query = "quantile_over_time(0.5, x[50m])[50m:1s]";
+        let query = format!("max_over_time({query})");
+        let error = run(&query, 1_000_000, &soon).expect_err("cancelled");
+        assert!(matches!(error, EvalError::Cancelled));
+        assert_eq!(asked.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn what_is_not_evaluated_is_named() {
+        let never = || false;
+        for (query, wanted) in [
+            ("x + fill(0) y", "the fill modifier is not supported yet"),
+            ("rate(x[5m] anchored)", "the anchored modifier is not supported yet"),
+            ("info(x)", "function \"info\" is not supported yet"),
+            ("x </ 5", "operator \"</\" is not supported yet"),
+        ] {
+            assert_eq!(run(query, 1000, &never).expect_err("unsupported").to_string(), wanted);
+        }
+        let expr = parse("x[5m]").expect("valid");
+        let params = EvalParams::range(TimestampMs(0), TimestampMs(1), 1);
+        let error = evaluate(&expr, &params, &Seconds, &never).expect_err("no vector");
+        assert_eq!(
+            error.to_string(),
+            "invalid expression type \"range vector\" for range query, must be Scalar or instant Vector"
+        );
+    }
 }

@@ -14,7 +14,7 @@ use crate::eval::engine::Evaluator;
 use crate::eval::grid::Grid;
 use crate::eval::names::{Duplicates, keep_labels};
 use crate::eval::numerics::almost_equal;
-use crate::go_text::{parse_number, quote};
+use crate::go_text::{parse_float, quote};
 use crate::span::Span;
 
 const BUCKET_LABEL: &str = "le";
@@ -100,7 +100,7 @@ impl Evaluator<'_> {
                 continue;
             }
             let bound = name.labels.get(BUCKET_LABEL).unwrap_or("");
-            let Ok(upper) = parse_number(bound) else {
+            let Ok(upper) = parse_float(bound) else {
                 let text = format!(
                     "bucket label \"le\" is missing or has a malformed value of {}{}",
                     quote(bound.as_bytes()),
@@ -177,8 +177,8 @@ fn monotonic_quantile(phi: f64, buckets: &[Bucket]) -> f64 {
         return f64::NAN;
     };
     let mut rank = phi * total;
-    // Go's `sort.Search`: with NaN counts only this exact comparison gives the same answer.
-    let at = finite.partition_point(|bucket| !(bucket.count >= rank));
+    // A count that is NaN reaches no rank.
+    let at = finite.partition_point(|bucket| bucket.count < rank || bucket.count.is_nan() || rank.is_nan());
     let Some(bucket) = finite.get(at) else {
         return highest.upper;
     };

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use saturn_model::{Labels, METRIC_NAME};
 
 use crate::error::EvalError;
-use crate::eval::block::Block;
+use crate::eval::block::{Block, SeriesName};
 
 /// The error when two series of one step have the same labels.
 pub(super) const SAME_LABELSET: &str = "vector cannot contain metrics with the same labelset";
@@ -38,12 +38,13 @@ pub(super) fn keep_labels(labels: &Labels, mut keep: impl FnMut(&str) -> bool) -
         .expect("a part of a label set is a label set")
 }
 
-/// Joins series with equal labels. The first of them keeps its place.
+/// Joins series with equal names. The first of them keeps its place. Series of which only one is to lose its
+/// name stay apart: they are called differently in the end.
 pub(super) fn merge_duplicates(block: Block, duplicates: Duplicates) -> Result<Block, EvalError> {
-    let mut first_with: HashMap<&Labels, usize> = HashMap::with_capacity(block.len());
+    let mut first_with: HashMap<&SeriesName, usize> = HashMap::with_capacity(block.len());
     let mut target = Vec::with_capacity(block.len());
     for (index, name) in block.names.iter().enumerate() {
-        target.push(*first_with.entry(&name.labels).or_insert(index));
+        target.push(*first_with.entry(name).or_insert(index));
     }
     if first_with.len() == block.len() {
         return Ok(block);
@@ -73,7 +74,7 @@ pub(super) fn merge_duplicates(block: Block, duplicates: Duplicates) -> Result<B
 /// Collects series whose labels become known one by one.
 pub(super) struct BlockBuilder {
     pub(super) block: Block,
-    rows: HashMap<Labels, usize>,
+    rows: HashMap<SeriesName, usize>,
 }
 
 impl BlockBuilder {
@@ -81,14 +82,15 @@ impl BlockBuilder {
         Self { block, rows: HashMap::new() }
     }
 
-    /// The row of the series called `labels`; a new one if there is none yet.
+    /// The row of the series with this name; a new one if there is none yet.
     pub(super) fn row(&mut self, labels: Labels, drop_name: bool) -> Result<usize, EvalError> {
-        if let Some(row) = self.rows.get(&labels) {
+        let name = SeriesName { labels, drop_name };
+        if let Some(row) = self.rows.get(&name) {
             return Ok(*row);
         }
         let row = self.block.len();
-        self.block.push(crate::eval::block::SeriesName { labels: labels.clone(), drop_name })?;
-        self.rows.insert(labels, row);
+        self.block.push(name.clone())?;
+        self.rows.insert(name, row);
         Ok(row)
     }
 

@@ -20,7 +20,7 @@ impl Evaluator<'_> {
         &self,
         aggregate: &Aggregate,
         param: &Expr,
-        block: Block,
+        mut block: Block,
         grid: &Grid,
     ) -> Result<Block, EvalError> {
         let params = self.scalar(param, grid)?;
@@ -35,27 +35,23 @@ impl Evaluator<'_> {
         check_count_params(&params)?;
         let groups = groups(&block, &aggregate.grouping);
         let mut order = Vec::new();
-        let mut picked = block.like();
-        for (name, _) in block.rows() {
-            picked.push(name.clone())?;
-        }
         for group in &groups {
-            self.check_cancelled()?;
             for (step, param) in params.iter().enumerate() {
+                self.check_cancelled()?;
                 let count = usize::try_from(to_integer(*param)).unwrap_or(0);
                 let chosen = choose(aggregate.op, &block, group, step, count);
-                for (member, value) in &chosen {
-                    picked.row_mut(*member).set(step, *value);
+                for member in &group.members {
+                    block.row_mut(*member).present[step] = false;
+                }
+                for member in &chosen {
+                    block.row_mut(*member).present[step] = true;
                 }
                 if grid.count == 1 {
-                    order.extend(chosen.iter().map(|(member, _)| *member));
+                    order.extend(chosen);
                 }
             }
         }
-        if grid.count != 1 {
-            order = (0..picked.len()).filter(|index| !picked.row(*index).is_empty()).collect();
-        }
-        picked.select(&order)
+        if grid.count == 1 { block.select(&order) } else { Ok(block) }
     }
 
     fn limit_ratio(&self, mut block: Block, mut ratios: Vec<f64>, span: Span) -> Result<Block, EvalError> {
@@ -107,8 +103,8 @@ fn check_count_params(params: &[f64]) -> Result<(), EvalError> {
     }
 }
 
-/// The chosen members of a group at one step, with their values, in the order of an instant answer.
-fn choose(op: AggregateOp, block: &Block, group: &Group, step: usize, count: usize) -> Vec<(usize, f64)> {
+/// The chosen members of a group at one step, in the order of an instant answer.
+fn choose(op: AggregateOp, block: &Block, group: &Group, step: usize, count: usize) -> Vec<usize> {
     let members = group.members.iter();
     let mut chosen: Vec<(usize, f64)> =
         members.filter_map(|member| Some((*member, block.row(*member).get(step)?))).collect();
@@ -117,8 +113,7 @@ fn choose(op: AggregateOp, block: &Block, group: &Group, step: usize, count: usi
         AggregateOp::Bottomk => chosen.sort_by(|a, b| ascending(a.1, b.1)),
         _ => {}
     }
-    chosen.truncate(count);
-    chosen
+    chosen.into_iter().take(count).map(|(member, _)| member).collect()
 }
 
 /// Ascending, NaN last.

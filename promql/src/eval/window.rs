@@ -11,6 +11,9 @@ use crate::eval::engine::Evaluator;
 use crate::eval::grid::{Grid, Reference, positive_duration, request_of, subquery_grid};
 use crate::eval::select::{advance, sample_count, sorted_by_labels};
 
+/// How many steps and samples are handled before cancellation is looked at again.
+const WORK_BETWEEN_CHECKS: usize = 1 << 18;
+
 /// The samples that a range function sees at one step. Never empty.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window<'a> {
@@ -127,7 +130,7 @@ impl Ranges {
     ) -> Result<(), EvalError> {
         for series in &self.series {
             evaluator.check_cancelled()?;
-            self.slide(series, grid, |step, window| visit(&series.name, step, window))?;
+            self.slide(series, evaluator, grid, |step, window| visit(&series.name, step, window))?;
         }
         Ok(())
     }
@@ -136,12 +139,20 @@ impl Ranges {
     fn slide(
         &self,
         series: &RangeSeries,
+        evaluator: &Evaluator<'_>,
         grid: &Grid,
         mut visit: impl FnMut(usize, Window<'_>) -> Result<(), EvalError>,
     ) -> Result<(), EvalError> {
         let (timestamps, values) = series.samples.columns();
         let (mut first, mut past) = (0, 0);
+        // One series of many steps and long windows can be most of a query's work.
+        let mut work = 0;
         for (step, time) in grid.times().enumerate() {
+            work += 1 + past - first;
+            if work > WORK_BETWEEN_CHECKS {
+                evaluator.check_cancelled()?;
+                work = 0;
+            }
             let end = self.reference.at(time);
             let start = end.saturating_sub(self.range_ms);
             first += advance(&timestamps[first..], start);
@@ -175,7 +186,7 @@ impl Ranges {
         for series in &self.series {
             evaluator.check_cancelled()?;
             present.fill(false);
-            self.slide(series, grid, |step, window| {
+            self.slide(series, evaluator, grid, |step, window| {
                 if let Some(value) = compute(step, window) {
                     values[step] = value;
                     present[step] = true;

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use saturn_model::TimestampMs;
 use saturn_promql::ast::{At, Expr, ExprKind};
-use saturn_promql::{EvalError, EvalParams, NameRemoval, QueryResult, evaluate, parse};
+use saturn_promql::{EvalError, EvalParams, NameRemoval, QueryResult, evaluate, parse, selector_requests};
 
 use crate::check::{check_annotations, check_column, check_value};
 use crate::script::{Command, CommandKind, Eval, parse_script};
-use crate::store::{Store, is_not_yet};
+use crate::store::{Announced, Store, is_not_yet};
 
 /// Functions whose value depends on the evaluation time whatever `@` says.
 const UNPINNABLE: [&str; 15] = [
@@ -213,7 +213,8 @@ impl Runner {
         let mut params = EvalParams::range(TimestampMs(start), TimestampMs(end), step);
         params.name_removal = self.name_removal;
         params.samples_max = 10_000;
-        match evaluate(expr, &params, &self.store, &|| false) {
+        let source = Announced { store: &self.store, requests: selector_requests(expr, &params) };
+        match evaluate(expr, &params, &source, &|| false) {
             Err(EvalError::Unsupported { .. }) => Err(Trouble::Unsupported),
             Err(EvalError::Source(error)) if is_not_yet(&error) => Err(Trouble::Unsupported),
             result => Ok(result),
@@ -270,14 +271,19 @@ fn prometheus_scripts() {
     }
 }
 
-#[test]
-fn own_scripts() {
+/// Runs our own scripts: those of `testdata` and those of its `special` folder.
+fn run_own(special: &str, name_removal: NameRemoval) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
-    run_folder(&folder, NameRemoval::Delayed);
+    run_folder(&folder, name_removal);
+    run_folder(&folder.join(special), name_removal);
+}
+
+#[test]
+fn own_scripts_with_delayed_name_removal() {
+    run_own("delayed", NameRemoval::Delayed);
 }
 
 #[test]
 fn own_scripts_with_immediate_name_removal() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/immediate");
-    run_folder(&folder, NameRemoval::Immediate);
+    run_own("immediate", NameRemoval::Immediate);
 }

@@ -74,6 +74,19 @@ fn native_histogram_of(labels: &Labels) -> Option<Labels> {
     Some(labels.to_builder().set("__name__", base).remove("le").build())
 }
 
+/// A store that checks that evaluation reads only what was announced.
+pub(crate) struct Announced<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) requests: Vec<SelectorRequest>,
+}
+
+impl Source for Announced<'_> {
+    fn select(&self, request: &SelectorRequest) -> Result<Arc<[SeriesColumns]>, SourceError> {
+        assert!(self.requests.contains(request), "{request:?} was not announced");
+        self.store.select(request)
+    }
+}
+
 impl Source for Store {
     fn select(&self, request: &SelectorRequest) -> Result<Arc<[SeriesColumns]>, SourceError> {
         let matches = |labels: &Labels| {

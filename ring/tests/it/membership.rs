@@ -260,7 +260,7 @@ fn any_history_ends_in_agreement() {
             match cluster.random() % 6 {
                 0 => cluster.crash(node),
                 1 | 2 => cluster.start(node),
-                3 => cluster.loss_percent = cluster.random() % 60,
+                3 => cluster.loss_percent = cluster.random() % 90,
                 4 => drop(cluster.far_side.insert(addr(node))),
                 _ => cluster.far_side.clear(),
             }

@@ -39,6 +39,8 @@
 
 mod record;
 mod replay;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::fs::{self, File, OpenOptions};

@@ -277,8 +277,8 @@ mod tests {
             timestamps: &[1000, 1000, 2000],
             values: &[1.0, -0.0, f64::NAN],
         };
-        let mut want = vec![71, 0, 0, 0];
-        want.extend_from_slice(&0x2170_45a3_u32.to_le_bytes());
+        let mut want = vec![65, 0, 0, 0];
+        want.extend_from_slice(&0xc20c_b885_u32.to_le_bytes());
         want.extend_from_slice(&[2, 2, 1, 4, b'd', b'e', b'm', b'o', 1, 1]);
         want.extend_from_slice(&[2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         want.extend_from_slice(&[4, 1, b'a', 1, b'b']);

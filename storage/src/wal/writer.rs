@@ -201,6 +201,13 @@ impl Wal {
     }
 }
 
+impl Drop for Wal {
+    fn drop(&mut self) {
+        // An error was logged when it occurred.
+        let _ = self.close();
+    }
+}
+
 impl State {
     fn refusal(&self) -> Option<StorageError> {
         match self {

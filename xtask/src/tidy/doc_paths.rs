@@ -28,7 +28,10 @@ pub(super) fn check(path: &str, text: &str, files: &BTreeSet<String>) -> Vec<Fin
             links.map(|target| Finding::new(path, index + 1, format!("link to {target}: no such file"))),
         );
         let spans = backtick_spans(line).filter(|span| {
-            looks_like_path(span, files) && !exists("", span, files) && !exists(folder, span, files)
+            looks_like_path(span, files)
+                && !exists("", span, files)
+                && !exists(folder, span, files)
+                && !ends_a_path(span, files)
         });
         findings.extend(
             spans.map(|span| Finding::new(path, index + 1, format!("`{span}`: no such file or folder"))),
@@ -79,6 +82,12 @@ fn exists(folder: &str, target: &str, files: &BTreeSet<String>) -> bool {
     }
     let path = parts.join("/");
     path.is_empty() || files.contains(&path) || is_folder(&path, files)
+}
+
+/// Whether a source file's path ends in `span`: within a paragraph about `node/`, `http/write.rs` will do.
+fn ends_a_path(span: &str, files: &BTreeSet<String>) -> bool {
+    let suffix = format!("/{span}");
+    files.iter().any(|file| file.ends_with(&suffix))
 }
 
 fn is_folder(path: &str, files: &BTreeSet<String>) -> bool {

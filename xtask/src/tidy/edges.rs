@@ -36,7 +36,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("rocksdb", &["storage"]),
     ("tonic", &["node", "proto"]),
     ("tonic-prost", &["node", "proto"]),
-    ("tonic-prost-build", &["proto"]),
+    // Storage has no build script: see its manifest for why it names the generator.
+    ("tonic-prost-build", &["proto", "storage"]),
     ("foca", &["ring"]),
     ("consistent_hash_ring", &["ring"]),
     ("axum", &["node"]),

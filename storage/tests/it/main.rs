@@ -1,0 +1,6 @@
+//! Integration tests of the storage engine through its public doors only.
+
+mod doors;
+mod model;
+mod support;
+mod throughput;

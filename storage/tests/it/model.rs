@@ -1,0 +1,252 @@
+//! Random operations against a map: whatever happened, the engine answers what the map answers.
+//!
+//! A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use saturn_model::{
+    Fingerprint, Labels, MatchOp, STALE_NAN_BITS, Selection, ShardBatch, ShardId, TenantId, TimestampMs,
+    resolve,
+};
+use saturn_storage::Engine;
+use tempfile::TempDir;
+
+use crate::support::{Sending, append, batch, copy_dir, labels, matcher, open, tenant};
+
+const SHARDS: u16 = 3;
+const RUNS: u64 = 200;
+const WINDOW_MS: i64 = 7_200_000;
+
+/// SplitMix64: small, and the same for ever.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        let at = usize::try_from(self.below(from.len() as u64)).expect("an index");
+        &from[at]
+    }
+
+    fn time(&mut self) -> i64 {
+        let offset = i64::try_from(self.below(40)).expect("small");
+        match self.below(4) {
+            0 => offset * 1000,
+            1 => WINDOW_MS - 20 + offset,
+            2 => -offset * 500_000,
+            _ => offset * WINDOW_MS / 4,
+        }
+    }
+
+    fn value(&mut self) -> f64 {
+        let nan_with_payload = f64::from_bits(0x7ff8_0000_dead_beef);
+        let values = [1.0, 2.0, -0.0, 0.0, 1.25, f64::from_bits(STALE_NAN_BITS), nan_with_payload];
+        if self.one_in(3) { f64::from_bits(self.next()) } else { *self.pick(&values) }
+    }
+}
+
+type Key = (TenantId, String);
+type SeriesSamples = (Labels, Vec<(i64, f64)>);
+
+struct World {
+    random: Random,
+    folder: TempDir,
+    dir: PathBuf,
+    copies: u32,
+    engine: Option<Engine>,
+    universe: Vec<(TenantId, Labels)>,
+    /// Per series: times and the bits of their values.
+    model: BTreeMap<Key, BTreeMap<i64, u64>>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut universe = Vec::new();
+        for name in ["alpha", "beta"] {
+            for i in 0..8 {
+                let job = if i % 2 == 0 { "even" } else { "odd" };
+                universe
+                    .push((tenant(name), labels(&[("__name__", "m"), ("i", &i.to_string()), ("job", job)])));
+            }
+            universe.push((tenant(name), labels(&[("__name__", "alone")])));
+        }
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let dir = folder.path().join("0");
+        let engine = Some(open(&dir));
+        Self { random: Random(seed), folder, dir, copies: 0, engine, universe, model: BTreeMap::new() }
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().expect("open between operations")
+    }
+
+    fn shard_of(tenant: &TenantId, labels: &Labels) -> ShardId {
+        Fingerprint::of(tenant, labels.as_encoded()).shard(SHARDS)
+    }
+
+    fn append(&mut self) {
+        let mut batches: BTreeMap<(TenantId, ShardId), Vec<SeriesSamples>> = BTreeMap::new();
+        for _ in 0..=self.random.below(6) {
+            let (tenant, labels) = self.random.pick(&self.universe).clone();
+            let most = if self.random.one_in(10) { 80 } else { 6 };
+            let count = self.random.below(most);
+            let samples: Vec<(i64, f64)> =
+                (0..count).map(|_| (self.random.time(), self.random.value())).collect();
+            let known = self.model.entry((tenant.clone(), labels.as_encoded().into())).or_default();
+            for (timestamp, value) in &samples {
+                known
+                    .entry(*timestamp)
+                    .and_modify(|bits| *bits = resolve(f64::from_bits(*bits), *value).to_bits())
+                    .or_insert(value.to_bits());
+            }
+            let shard = Self::shard_of(&tenant, &labels);
+            batches.entry((tenant, shard)).or_default().push((labels, samples));
+        }
+        let send = if self.random.one_in(3) { Sending::WithLabels } else { Sending::FingerprintsOnly };
+        let batches: Vec<_> = batches
+            .iter()
+            .map(|((tenant, shard), series)| {
+                let series: Vec<_> = series.iter().map(|(l, s)| (l, s.as_slice())).collect();
+                let labels: Vec<Labels> = series.iter().map(|(l, _)| (*l).clone()).collect();
+                (batch(tenant, *shard, send, &series), labels)
+            })
+            .collect();
+        let outcomes =
+            append(self.engine(), batches.iter().map(|(b, _)| b.clone()).collect()).expect("appended");
+        let resend: Vec<_> = outcomes
+            .iter()
+            .zip(&batches)
+            .filter(|(outcome, _)| !outcome.unknown.is_empty())
+            .map(|(outcome, (batch, labels))| subset(batch, &outcome.unknown, labels))
+            .collect();
+        let again = append(self.engine(), resend).expect("appended");
+        assert!(again.iter().all(|outcome| outcome.unknown.is_empty()));
+    }
+
+    fn step(&mut self) {
+        match self.random.below(20) {
+            0..12 => self.append(),
+            12..15 => self.engine().flush().expect("flushed"),
+            15 => {
+                self.engine().close().expect("closed");
+                self.engine = None;
+                self.engine = Some(open(&self.dir));
+            }
+            16 => {
+                self.copies += 1;
+                let copy = self.folder.path().join(self.copies.to_string());
+                copy_dir(&self.dir, &copy);
+                self.engine = None;
+                self.dir = copy;
+                self.engine = Some(open(&self.dir));
+            }
+            _ => self.check(),
+        }
+    }
+
+    fn check(&mut self) {
+        let a = self.random.time();
+        let b = self.random.time();
+        let (start, end) = if self.random.one_in(3) { (i64::MIN, i64::MAX) } else { (a.min(b), a.max(b)) };
+        let matchers = match self.random.below(5) {
+            0 => vec![matcher("job", MatchOp::Equal, "even")],
+            1 => vec![matcher("job", MatchOp::NotEqual, "even"), matcher("i", MatchOp::Regex, "1|3|4")],
+            2 => vec![matcher("i", MatchOp::NotRegex, "[0-3]")],
+            3 => vec![matcher("job", MatchOp::Equal, "")],
+            _ => Vec::new(),
+        };
+        for name in ["alpha", "beta", "nobody"] {
+            let (start, end) = (TimestampMs(start), TimestampMs(end));
+            self.compare(&Selection { tenant: tenant(name), matchers: matchers.clone(), start, end });
+        }
+    }
+
+    fn compare(&self, selection: &Selection) {
+        let (start, end) = (selection.start.0, selection.end.0);
+        let mut want: BTreeMap<String, Vec<(i64, u64)>> = BTreeMap::new();
+        for ((tenant, encoded), samples) in &self.model {
+            let labels = Labels::from_encoded(encoded).expect("own labels");
+            let matches = selection.matchers.iter().all(|m| m.matches(labels.get(m.name()).unwrap_or("")));
+            let in_range: Vec<(i64, u64)> = samples.range(start..=end).map(|(t, bits)| (*t, *bits)).collect();
+            if *tenant == selection.tenant && matches && !in_range.is_empty() {
+                want.insert(labels.to_string(), in_range);
+            }
+        }
+        let mut got = BTreeMap::new();
+        let mut listed = BTreeSet::new();
+        let mut values = BTreeSet::new();
+        for shard in (0..SHARDS).map(ShardId) {
+            for columns in self.engine().select(shard, selection, 100).expect("selected") {
+                let values = columns.values.iter().map(|v| v.to_bits());
+                let samples: Vec<(i64, u64)> = columns.timestamps.iter().copied().zip(values).collect();
+                assert!(got.insert(columns.labels.to_string(), samples).is_none(), "a series twice");
+            }
+            let series = self.engine().series(shard, selection).expect("listed");
+            listed.extend(series.iter().map(Labels::to_string));
+            values.extend(self.engine().label_values(shard, selection, "job").expect("listed"));
+        }
+        assert_eq!(got, want, "{selection:?}");
+        assert!(listed.is_superset(&want.keys().cloned().collect()), "{selection:?}");
+        for job in ["even", "odd"] {
+            let needed = want.keys().any(|labels| labels.contains(job));
+            assert!(!needed || values.contains(job), "{selection:?}");
+        }
+    }
+}
+
+fn subset(batch: &ShardBatch, unknown: &[u32], labels: &[Labels]) -> std::sync::Arc<ShardBatch> {
+    batch.subset_with_labels(unknown, |index| labels[index as usize].clone()).into()
+}
+
+fn run(seed: u64) {
+    let mut world = World::new(seed);
+    for _ in 0..=world.random.below(40) {
+        world.step();
+    }
+    world.check();
+    world.compare(&crate::support::everything(&tenant("alpha")));
+    world.compare(&crate::support::everything(&tenant("beta")));
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// A failing run names its seed in the panic's message.
+fn run_seeds(seeds: impl Iterator<Item = u64>) {
+    for seed in seeds {
+        if std::panic::catch_unwind(|| run(seed)).is_err() {
+            panic!("the model and the engine differ: SATURN_SEED={seed}");
+        }
+    }
+}
+
+#[test]
+fn the_engine_is_a_map_even_seeds() {
+    match setting("SATURN_SEED") {
+        Some(seed) => run(seed),
+        None => run_seeds((0..setting("SATURN_RUNS").unwrap_or(RUNS)).filter(|seed| seed % 2 == 0)),
+    }
+}
+
+#[test]
+fn the_engine_is_a_map_odd_seeds() {
+    if setting("SATURN_SEED").is_none() {
+        run_seeds((0..setting("SATURN_RUNS").unwrap_or(RUNS)).filter(|seed| seed % 2 == 1));
+    }
+}
