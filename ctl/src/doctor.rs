@@ -66,11 +66,13 @@ async fn examine(api: &Api, member: &MemberReport) -> Vec<Finding> {
     let report = match tokio::time::timeout(MEMBER_TIMEOUT, call).await {
         Ok(Ok(report)) => report,
         Ok(Err(e)) => {
-            let detail = format!("gossip says {}: {e:#}", member.state);
+            let detail =
+                format!("no answer from {address}, gossip says {}: {}", member.state, e.root_cause());
             return vec![finding(Verdict::Fail, &member.id, "reachable", detail)];
         }
         Err(_) => {
-            let detail = format!("gossip says {}: no answer in {MEMBER_TIMEOUT:?}", member.state);
+            let detail =
+                format!("no answer from {address} in {MEMBER_TIMEOUT:?}, gossip says {}", member.state);
             return vec![finding(Verdict::Fail, &member.id, "reachable", detail)];
         }
     };

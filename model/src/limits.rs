@@ -19,8 +19,6 @@ pub struct Limits {
     pub future_max: Duration,
     /// Longest query text.
     pub query_bytes_max: usize,
-    /// Most steps of a range query (Prometheus: 11,000).
-    pub query_steps_max: usize,
     /// Most samples that one query may hold in memory (Prometheus: `query.max-samples`).
     pub query_samples_max: usize,
     /// Longest that one query may run.
@@ -39,7 +37,6 @@ impl Default for Limits {
             label_value_bytes_max: 8192,
             future_max: Duration::from_secs(600),
             query_bytes_max: 16 << 10,
-            query_steps_max: 11_000,
             query_samples_max: 50_000_000,
             query_timeout: Duration::from_secs(120),
             query_series_max: 1_000_000,

@@ -288,8 +288,10 @@ fn host_figures() -> Vec<Figure> {
     use procfs::{Current as _, CurrentSI as _};
     let mut figures: Vec<Figure> = Vec::new();
     if let Ok(load) = procfs::LoadAverage::current() {
-        figures.push(("node_load1", vec![], f64::from(load.one)));
-        figures.push(("node_load5", vec![], f64::from(load.five)));
+        // The kernel gives two decimals; single precision would add noise to them.
+        let exact = |load: f32| (f64::from(load) * 100.0).round() / 100.0;
+        figures.push(("node_load1", vec![], exact(load.one)));
+        figures.push(("node_load5", vec![], exact(load.five)));
     }
     if let Ok(memory) = procfs::Meminfo::current() {
         figures.push(("node_memory_MemTotal_bytes", vec![], memory.mem_total as f64));

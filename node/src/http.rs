@@ -3,8 +3,12 @@
 //! Every path of the API also exists below `/prometheus`, `/api/prom` and `/t/<tenant>`.
 
 mod answer;
+mod ast;
+mod federate;
+mod names;
 mod params;
 mod query;
+mod remote_read;
 mod status;
 mod tenant;
 mod write;
@@ -22,6 +26,7 @@ use saturn_replication::Coordinator;
 use saturn_ring::{NodeId, Zone};
 use saturn_storage::Engine;
 use tokio::sync::{Semaphore, watch};
+use tower_http::compression::CompressionLayer;
 
 use crate::metrics::HttpMetrics;
 use crate::peers::NodePeers;
@@ -86,14 +91,20 @@ fn api_routes() -> Router<Arc<App>> {
         .route("/api/v1/series", get(query::series).post(query::series))
         .route("/api/v1/labels", get(query::labels).post(query::labels))
         .route("/api/v1/label/{name}/values", get(query::label_values))
+        .route("/api/v1/format_query", get(query::format).post(query::format))
+        .route("/api/v1/parse_query", get(query::parse).post(query::parse))
+        .route("/federate", get(federate::federate))
         .route("/api/v1/status/buildinfo", get(status::buildinfo))
+        .route("/api/v1/status/runtimeinfo", get(status::runtimeinfo))
         .route("/api/v1/status/ring", get(status::ring))
         .route("/api/v1/status/node", get(status::node))
-        .layer(DefaultBodyLimit::max(FORM_BYTES_MAX));
-    // The write handler reads its body itself, within the tenant's limit.
+        .layer(DefaultBodyLimit::max(FORM_BYTES_MAX))
+        .layer(CompressionLayer::new().gzip(true));
+    // The write handler reads its body itself, within the tenant's limit; remote-read brings its own compression.
     let writes = Router::new()
         .route("/api/v1/write", post(write::write))
         .route("/api/v1/push", post(write::write))
+        .route("/api/v1/read", post(remote_read::read))
         .layer(DefaultBodyLimit::disable());
     reads.merge(writes)
 }

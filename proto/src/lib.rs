@@ -1,6 +1,7 @@
 //! Wire formats, and their conversion to the model.
 //!
 //! * [`remote_write`]: Prometheus remote-write 1.0, walked in place without copying labels.
+//! * [`remote_read`]: its counterpart, sampled and streamed.
 //! * [`snappy`]: block decompression that checks the claimed size before allocating.
 //! * [`report`]: what a node tells its operator.
 //! * [`peer`]: what nodes say to each other over gRPC; [`convert`] turns it into the model's nouns.
@@ -8,13 +9,20 @@
 //! Nothing here does IO or knows about shards' owners.
 
 pub mod convert;
+pub mod remote_read;
 pub mod remote_write;
 pub mod report;
 pub mod snappy;
 pub mod varint;
 
 /// Generated messages, client and server of the internal service (`schema/peer.proto`).
-#[allow(missing_docs, unreachable_pub, clippy::too_many_lines, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    reason = "generated code"
+)]
 pub mod peer {
     tonic::include_proto!("saturn.peer.v1");
 }

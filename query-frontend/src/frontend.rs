@@ -20,6 +20,8 @@ use tokio::sync::Semaphore;
 
 use crate::metrics::{Metrics, Outcome};
 
+/// Most steps of a range query: Prometheus's number, which its error message names.
+const STEPS_MAX: i128 = 11_000;
 /// How many warnings, and how many infos, an answer carries (Prometheus's number).
 const ANNOTATIONS_MAX: usize = 10;
 
@@ -295,8 +297,7 @@ impl<S: SeriesSource> Frontend<S> {
                                   Try a positive integer";
                     return Err(QueryError::Invalid { parameter: "step", reason: reason.into() });
                 }
-                let steps_max = i128::try_from(self.limits.query_steps_max).unwrap_or(i128::MAX);
-                if (i128::from(end.0) - i128::from(start.0)) / i128::from(step_ms) > steps_max {
+                if (i128::from(end.0) - i128::from(start.0)) / i128::from(step_ms) > STEPS_MAX {
                     return Err(QueryError::InvalidRange(
                         "exceeded maximum resolution of 11,000 points per timeseries. \
                          Try decreasing the query resolution (?step=XX)"

@@ -119,8 +119,17 @@ fn decode_times(reader: &mut Reader<'_>, count: usize, timestamps: &mut Vec<i64>
 fn mantissa(value: f64, exponent: usize) -> Option<i64> {
     let power = POWERS_OF_TEN[exponent];
     let scaled = (value * power).round();
-    let fits = scaled.abs() < MANTISSA_MAX && (scaled / power).to_bits() == value.to_bits();
-    fits.then_some(scaled as i64)
+    if scaled.abs() >= MANTISSA_MAX || scaled.is_nan() {
+        return None;
+    }
+    // Compared through the integer, as it will be decoded: -0 is not a whole number in that sense.
+    let mantissa = scaled as i64;
+    (from_mantissa(mantissa, power).to_bits() == value.to_bits()).then_some(mantissa)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "mantissas are below 2^53; a damaged one only gives a value")]
+fn from_mantissa(mantissa: i64, power: f64) -> f64 {
+    mantissa as f64 / power
 }
 
 /// The smallest exponent that makes whole numbers of all values.
@@ -139,13 +148,12 @@ fn encode_decimal(values: &[f64], exponent: usize, out: &mut Vec<u8>) {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "mantissas are below 2^53; a damaged one only gives a value")]
 fn decode_decimal(reader: &mut Reader<'_>, count: usize, values: &mut Vec<f64>) -> Option<()> {
     let power = *POWERS_OF_TEN.get(usize::from(reader.u8()?))?;
     let mut m = 0_i64;
     for _ in 0..count {
         m = m.wrapping_add(reader.zigzag()?);
-        values.push(m as f64 / power);
+        values.push(from_mantissa(m, power));
     }
     Some(())
 }
@@ -248,6 +256,8 @@ mod tests {
         let kinds = prop_oneof![
             proptest::collection::vec(value(), 300),
             proptest::collection::vec((-5000_i32..5000).prop_map(|n| f64::from(n) / 1000.0), 300),
+            proptest::collection::vec(proptest::sample::select(vec![1.0, 0.0, -0.0, 2.5, f64::NAN]), 300),
+            proptest::collection::vec(proptest::sample::select(vec![1.0, -0.0, 0.25]), 300),
             value().prop_map(|v| vec![v; 300]),
         ];
         (times, kinds).prop_map(|(times, values)| {

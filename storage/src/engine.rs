@@ -25,7 +25,7 @@ use crate::options::{EngineOptions, EngineStats};
 use crate::read;
 use crate::rocks::{Meta, Rocks};
 use crate::shard::Shard;
-use crate::wal::{self, Wal, WalOptions};
+use crate::wal::{self, FIRST_SEGMENT, Wal, WalOptions};
 
 /// One node's data. Clones are handles to the same engine; the last one closes it.
 #[derive(Clone, Debug)]
@@ -70,11 +70,12 @@ impl Engine {
     /// `InUse` if another process has it, `Corrupt` if stored data is damaged, `Unavailable` on IO errors.
     pub fn open(options: EngineOptions, registry: &mut Registry) -> Result<Self, StorageError> {
         let started = Instant::now();
-        let wal_dir = options.dir.join("wal");
-        create_dir(&options.dir)?;
-        create_dir(&wal_dir)?;
+        let (wal_dir, rocks_dir) = (options.dir.join("wal"), options.dir.join("rocks"));
+        for dir in [&options.dir, &wal_dir, &rocks_dir] {
+            create_dir(dir)?;
+        }
         // The database's lock comes before anything that changes files.
-        let rocks = Rocks::open(&options.dir.join("rocks"), &options)?;
+        let rocks = Rocks::open(&rocks_dir, &options)?;
         let temporary = temporary_dir(&options.dir);
         let clearing = |e| StorageError::io("clear", &temporary, e);
         if temporary.exists() {
@@ -93,8 +94,6 @@ impl Engine {
             Ok(())
         })?;
         let records = replayed.records;
-        let replay_from = meta.replay_from.or(replayed.sizes.keys().next().copied());
-        let first_segment = replayed.next_number;
 
         let metrics = Arc::new(Metrics::new(registry));
         let wal_options = WalOptions {
@@ -105,7 +104,7 @@ impl Engine {
         };
         let wal = Wal::start(wal_options, replayed, Arc::clone(&metrics))?;
         if meta.replay_from.is_none() {
-            rocks.initialise(replay_from.unwrap_or(first_segment))?;
+            rocks.initialise(FIRST_SEGMENT)?;
         }
         let series: usize = shards.values().map(|shard| shard.index.read().series.len()).sum();
         metrics.series.set(gauge(series as u64));

@@ -189,21 +189,35 @@ impl Rocks {
     }
 
     /// Removes table files whose segment is not live: a flush put them there and died before its commit.
-    /// Returns how many. Files that overlap others stay, unread.
+    /// Returns how many.
     pub(crate) fn remove_orphans(&self, is_live: impl Fn(u64) -> bool) -> Result<usize, StorageError> {
         let files = self.db.live_files().map_err(|e| self.error("list table files of", e))?;
-        let mut removed = 0;
-        for file in files.iter().filter(|file| file.column_family_name == DATA) {
-            let (Some(start), Some(end)) = (&file.start_key, &file.end_key) else {
+        let (mut live, mut orphans) = (Vec::new(), Vec::new());
+        for file in files.into_iter().filter(|file| file.column_family_name == DATA) {
+            let (Some(start), Some(end)) = (file.start_key, file.end_key) else {
                 continue;
             };
-            let (first, _, _) = SegmentKey::from_data_key(start).ok_or_else(|| self.damaged(DATA, start))?;
-            if !is_live(first.segment) {
-                self.db
-                    .delete_file_in_range_cf(self.family(DATA), start, end)
-                    .map_err(|e| self.error("remove table files from", e))?;
-                removed += 1;
+            // A file has rows of one flush only.
+            let (first, _, _) =
+                SegmentKey::from_data_key(&start).ok_or_else(|| self.damaged(DATA, &start))?;
+            if is_live(first.segment) { &mut live } else { &mut orphans }.push((start, end));
+        }
+        let mut removed = 0;
+        for (start, end) in orphans {
+            // RocksDB removes every file that lies within the range, so a file of many windows (a backfill) may
+            // have to stay where it is: unread, and its number is never used again.
+            if live.iter().any(|(live_start, live_end)| start <= *live_start && *live_end <= end) {
+                tracing::info!(
+                    start = hex(&start),
+                    end = hex(&end),
+                    "leaving a table file that nobody reads"
+                );
+                continue;
             }
+            self.db
+                .delete_file_in_range_cf(self.family(DATA), &start, &end)
+                .map_err(|e| self.error("remove table files from", e))?;
+            removed += 1;
         }
         Ok(removed)
     }

@@ -19,7 +19,8 @@ use crate::read_path::{describe_missing, nothing_answered};
 
 const TRUNCATED: &str = "results truncated due to limit";
 
-fn serving(app: &App) -> Result<&Serving, ApiError> {
+/// The open doors, or why they are shut.
+pub(crate) fn serving(app: &App) -> Result<&Serving, ApiError> {
     app.serving.get().ok_or_else(|| ApiError::unavailable("this node does not belong to a cluster yet"))
 }
 
@@ -73,6 +74,23 @@ fn truncate(value: &mut Value, limit: usize) -> bool {
         _ => return false,
     }
     true
+}
+
+/// `/api/v1/format_query`: the query as the printer writes it.
+pub(crate) async fn format(params: Params) -> Result<Response, ApiError> {
+    let expr = parsed_query(&params)?;
+    Ok(success_of(&expr.to_string(), &Notes::default()))
+}
+
+/// `/api/v1/parse_query`: the syntax tree.
+pub(crate) async fn parse(params: Params) -> Result<Response, ApiError> {
+    let expr = parsed_query(&params)?;
+    Ok(success_of(&super::ast::tree(&expr), &Notes::default()))
+}
+
+fn parsed_query(params: &Params) -> Result<saturn_promql::ast::Expr, ApiError> {
+    let text = params.get("query").unwrap_or_default();
+    saturn_promql::parse(text).map_err(|e| ApiError::parameter("query", &e.to_string()))
 }
 
 /// What the selections of a label endpoint are when no `match[]` is given.
@@ -191,6 +209,7 @@ pub(crate) async fn label_values(
     params: Params,
 ) -> Result<Response, ApiError> {
     let name = path.iter().find(|(key, _)| *key == "name").map(|(_, value)| value).unwrap_or_default();
+    let name = &super::names::unescape(name);
     if name.is_empty() {
         return Err(ApiError::bad_data(format!("invalid label name: {name:?}")));
     }

@@ -76,6 +76,28 @@ pub(crate) async fn buildinfo() -> Response {
     success_of(&info, &Notes::default())
 }
 
+/// `GET /api/v1/status/runtimeinfo`. What only a Go program has is empty.
+pub(crate) async fn runtimeinfo(State(app): State<Arc<App>>) -> Response {
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let directory = std::env::current_dir().unwrap_or_default();
+    let info = serde_json::json!({
+        "startTime": app.ring.started.to_string(),
+        "CWD": directory.display().to_string(),
+        "hostname": hostname.trim(),
+        "serverTime": jiff::Timestamp::now().to_string(),
+        "reloadConfigSuccess": true,
+        "lastConfigTime": app.ring.started.to_string(),
+        "corruptionCount": 0,
+        "goroutineCount": 0,
+        "GOMAXPROCS": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        "GOMEMLIMIT": 0,
+        "GOGC": "",
+        "GODEBUG": "",
+        "storageRetention": "",
+    });
+    success_of(&info, &Notes::default())
+}
+
 /// `GET /api/v1/status/ring`: who is there and who owns what.
 pub(crate) async fn ring(State(app): State<Arc<App>>) -> Response {
     success_of(&app.ring.report(), &Notes::default())

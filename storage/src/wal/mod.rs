@@ -55,6 +55,8 @@ use crate::wire::Reader;
 
 const MAGIC: &[u8; 8] = b"SATRNWAL";
 const VERSION: u32 = 1;
+/// Number of the first segment of a data directory.
+pub(crate) const FIRST_SEGMENT: u64 = 1;
 pub(crate) const HEADER_BYTES: usize = 32;
 
 fn segment_path(dir: &Path, number: u64) -> PathBuf {

@@ -8,7 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 
 use super::record::{AppendRecord, FRAME_BYTES, MARK_BYTES, Record, decode, encode_mark};
-use super::{HEADER_BYTES, decode_header, list_segments, segment_path, sync_dir};
+use super::{FIRST_SEGMENT, HEADER_BYTES, decode_header, list_segments, segment_path, sync_dir};
 use crate::error::StorageError;
 
 /// What the log held.
@@ -24,8 +24,9 @@ pub(crate) struct Replayed {
     pub(crate) torn_bytes: u64,
 }
 
-/// Applies the log in `dir` from segment `replay_from` on (`None`: from the first there is). Older segments
-/// are removed: their samples are flushed. `apply` says in words what it cannot accept.
+/// Applies the log in `dir` from segment `replay_from` on. Older segments are removed: their samples are
+/// flushed. `None` means that the database knows of no flush, so the log must be there from its beginning:
+/// that is how a lost database is noticed. `apply` says in words what it cannot accept.
 pub(crate) fn replay(
     dir: &Path,
     replay_from: Option<u64>,
@@ -40,7 +41,7 @@ pub(crate) fn replay(
         }
         sync_dir(dir).map_err(listing)?;
     }
-    let first = replay_from.or(numbers.first().copied()).unwrap_or(1);
+    let first = replay_from.unwrap_or(FIRST_SEGMENT);
     let mut replayed = Replayed { next_number: first, ..Replayed::default() };
     for (number, expected) in numbers.iter().zip(first..) {
         if *number != expected {

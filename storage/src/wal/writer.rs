@@ -197,7 +197,10 @@ impl Wal {
     }
 
     fn refusal(&self) -> StorageError {
-        self.shared.queue.lock().state.refusal().unwrap_or(StorageError::Closed)
+        let refusal = self.shared.queue.lock().state.refusal();
+        // Still open, yet the promise was dropped: the thread is just dying of a panic.
+        let dying = || StorageError::Failed { source: Arc::new(io::Error::other("the log's thread died")) };
+        refusal.unwrap_or_else(dying)
     }
 }
 
@@ -334,39 +337,53 @@ impl Writer {
     /// Whatever ends the thread, nobody waits for ever, and a death is never silent.
     fn run_guarded(mut self) {
         let shared = Arc::clone(&self.shared);
-        match std::panic::catch_unwind(AssertUnwindSafe(|| self.run())) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => shared.fail(error),
-            Err(_) => shared.fail(io::Error::other("the thread that writes the log panicked")),
+        if std::panic::catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+            shared.fail(io::Error::other("the thread that writes the log panicked"));
         }
     }
 
-    fn run(&mut self) -> io::Result<()> {
+    fn run(&mut self) {
         loop {
             let group = self.shared.next_group(self.idle);
-            if !group.records.is_empty() {
-                if self.offset >= self.shared.options.segment_bytes {
-                    self.next_segment()?;
-                }
-                self.write(&group.records)?;
-                self.idle = Idle::Unmarked;
+            // The failure must be known before the group's waiters are dropped and ask for it.
+            if let Err(error) = self.commit(&group.records) {
+                return self.shared.fail(error);
             }
             for (waiter, room) in group.waiters {
                 drop(room);
                 // Who no longer waits was cancelled; the samples are stored all the same.
                 let _ = waiter.send(());
             }
+            let done = match &group.then {
+                Then::GoOn => Ok(()),
+                Then::Mark | Then::Close => self.write_closing_mark(),
+                Then::Rotate(_) => self.next_segment(),
+                Then::Abort => return,
+            };
+            if let Err(error) = done {
+                return self.shared.fail(error);
+            }
             match group.then {
-                Then::GoOn => {}
-                Then::Mark => self.write_closing_mark()?,
                 Then::Rotate(reply) => {
-                    self.next_segment()?;
                     let _ = reply.send(self.number);
                 }
-                Then::Close => return self.write_closing_mark(),
-                Then::Abort => return Ok(()),
+                Then::Close => return,
+                Then::GoOn | Then::Mark | Then::Abort => {}
             }
         }
+    }
+
+    /// Makes the records durable, in a new segment if the current one is full.
+    fn commit(&mut self, records: &[Vec<u8>]) -> io::Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        if self.offset >= self.shared.options.segment_bytes {
+            self.next_segment()?;
+        }
+        self.write(records)?;
+        self.idle = Idle::Unmarked;
+        Ok(())
     }
 
     fn write_closing_mark(&mut self) -> io::Result<()> {

@@ -8,9 +8,8 @@ use prometheus_client::registry::Registry;
 use saturn_model::{MatchOp, ShardId};
 use saturn_storage::{AppendOutcome, Engine, EngineOptions, StorageError};
 
-use crate::support::{
-    Sending, append, batch, copy_dir, everything, labels, matcher, open, tenant, try_open, within,
-};
+use crate::copy::copy_dir;
+use crate::support::{Sending, append, batch, everything, labels, matcher, open, tenant, try_open, within};
 
 const SHARD: ShardId = ShardId(7);
 

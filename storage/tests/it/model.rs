@@ -12,7 +12,8 @@ use saturn_model::{
 use saturn_storage::Engine;
 use tempfile::TempDir;
 
-use crate::support::{Sending, append, batch, copy_dir, labels, matcher, open, tenant};
+use crate::copy::copy_dir;
+use crate::support::{Sending, append, batch, labels, matcher, open, tenant};
 
 const SHARDS: u16 = 3;
 const RUNS: u64 = 200;

@@ -1,6 +1,5 @@
-//! What the tests share: engines, batches, selections, and the copy of a directory that a kill leaves.
+//! What the tests share: engines, batches, selections.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -73,18 +72,4 @@ pub(crate) fn within(tenant: &TenantId, start: i64, end: i64) -> Selection {
 
 pub(crate) fn matcher(name: &str, op: MatchOp, value: &str) -> Matcher {
     Matcher::new(name, op, value).expect("valid")
-}
-
-/// The data directory as a kill at this moment leaves it.
-pub(crate) fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("created");
-    for entry in fs::read_dir(from).expect("listed") {
-        let entry = entry.expect("listed");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("copied");
-        }
-    }
 }

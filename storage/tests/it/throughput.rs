@@ -1,5 +1,4 @@
 //! Figures for the report, not a test: `cargo test --release -p saturn-storage -- --ignored --nocapture`.
-#![expect(clippy::print_stderr, reason = "this prints rough figures")]
 
 use std::sync::Arc;
 use std::time::Instant;

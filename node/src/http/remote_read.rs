@@ -1,0 +1,115 @@
+//! `POST /api/v1/read`: Prometheus remote-read, sampled and streamed.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use prost::Message as _;
+use saturn_model::{Selection, SeriesColumns, TimestampMs};
+use saturn_proto::remote_read::{
+    ChunkedReadResponse, ChunkedSeries, PbSample, Query, QueryResult, ReadRequest, ReadResponse, TimeSeries,
+    frame, labels_to_messages, xor_chunks,
+};
+use saturn_proto::snappy;
+
+use super::App;
+use super::answer::ApiError;
+use super::query::serving;
+use super::tenant::Tenant;
+use crate::read_path::describe_missing;
+
+const SAMPLES: i32 = 0;
+const STREAMED_XOR_CHUNKS: i32 = 1;
+const STREAM_TYPE: &str = "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse";
+/// Chunks of one frame; of 120 samples, they stay well below the customary 1 MiB.
+const FRAME_CHUNKS_MAX: usize = 500;
+
+/// Answers in the first form of the client's list that is known; without a list, in samples.
+pub(crate) async fn read(
+    State(app): State<Arc<App>>,
+    Tenant(tenant): Tenant,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let decoded = snappy::decompress(&body, app.limits.write_decoded_bytes_max);
+    let decoded = decoded.map_err(|e| ApiError::bad_data(e.to_string()))?;
+    let request = ReadRequest::decode(decoded.as_slice()).map_err(|e| ApiError::bad_data(e.to_string()))?;
+    let form = match request.accepted_response_types.as_slice() {
+        [] => SAMPLES,
+        wanted => *wanted
+            .iter()
+            .find(|form| [SAMPLES, STREAMED_XOR_CHUNKS].contains(*form))
+            .ok_or_else(|| ApiError::bad_data(format!("none of the response types {wanted:?} is known")))?,
+    };
+    let mut results = Vec::with_capacity(request.queries.len());
+    for query in &request.queries {
+        results.push(select(&app, &tenant, query).await?);
+    }
+    Ok(if form == STREAMED_XOR_CHUNKS { streamed(results) } else { sampled(&results) })
+}
+
+async fn select(
+    app: &App,
+    tenant: &saturn_model::TenantId,
+    query: &Query,
+) -> Result<Vec<SeriesColumns>, ApiError> {
+    let matchers = query.matchers.iter().map(|m| m.to_matcher()).collect::<Result<_, _>>();
+    let selection = Selection {
+        tenant: tenant.clone(),
+        matchers: matchers.map_err(|e| ApiError::bad_data(e.to_string()))?,
+        start: TimestampMs(query.start_timestamp_ms),
+        end: TimestampMs(query.end_timestamp_ms),
+    };
+    let answer = serving(app)?.coordinator.select(&selection, app.limits.query_series_max).await;
+    let answer = answer.map_err(|e| ApiError::unavailable(e.to_string()))?;
+    // The protocol has no place for warnings: an incomplete answer is an error.
+    if let Some(text) = describe_missing(&answer.completeness).into_iter().next() {
+        return Err(ApiError::unavailable(text));
+    }
+    let samples: usize = answer.value.iter().map(|s| s.timestamps.len()).sum();
+    if samples > app.limits.query_samples_max {
+        let max = app.limits.query_samples_max;
+        return Err(ApiError::bad_data(format!("exceeded sample limit ({max})")));
+    }
+    Ok(answer.value)
+}
+
+fn sampled(results: &[Vec<SeriesColumns>]) -> Response {
+    let series = |series: &SeriesColumns| TimeSeries {
+        labels: labels_to_messages(&series.labels),
+        samples: series
+            .timestamps
+            .iter()
+            .zip(&series.values)
+            .map(|(timestamp, value)| PbSample { value: *value, timestamp: *timestamp })
+            .collect(),
+    };
+    let result = |all: &Vec<SeriesColumns>| QueryResult { timeseries: all.iter().map(series).collect() };
+    let message = ReadResponse { results: results.iter().map(result).collect() };
+    let body = snappy::compress(&message.encode_to_vec());
+    let headers = [(CONTENT_TYPE, "application/x-protobuf"), (CONTENT_ENCODING, "snappy")];
+    (StatusCode::OK, headers, body).into_response()
+}
+
+/// Frames are made as the client reads them.
+fn streamed(results: Vec<Vec<SeriesColumns>>) -> Response {
+    let frames = results.into_iter().zip(0..).flat_map(|(all, query_index)| {
+        all.into_iter().flat_map(move |series| frames_of(&series, query_index))
+    });
+    let stream = futures::stream::iter(frames.map(Ok::<_, std::convert::Infallible>));
+    (StatusCode::OK, [(CONTENT_TYPE, STREAM_TYPE)], Body::from_stream(stream)).into_response()
+}
+
+fn frames_of(series: &SeriesColumns, query_index: i64) -> Vec<Vec<u8>> {
+    let chunks = xor_chunks(&series.timestamps, &series.values);
+    let labels = labels_to_messages(&series.labels);
+    chunks
+        .chunks(FRAME_CHUNKS_MAX)
+        .map(|chunks| {
+            let series = ChunkedSeries { labels: labels.clone(), chunks: chunks.to_vec() };
+            frame(&ChunkedReadResponse { chunked_series: vec![series], query_index })
+        })
+        .collect()
+}
