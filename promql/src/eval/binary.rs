@@ -3,7 +3,7 @@
 //!
 //! Source: `VectorscalarBinop` of Prometheus's `engine.go`.
 
-use crate::ast::Binary;
+use crate::ast::{Binary, BinaryOp};
 use crate::error::EvalError;
 use crate::eval::block::{Block, Cell, Column};
 use crate::eval::element::{ElementRemark, combine, scalar_result};
@@ -30,6 +30,10 @@ impl Evaluator<'_> {
         grid: &Grid,
     ) -> Result<Evaluated, EvalError> {
         match (left, right) {
+            (Evaluated::Scalar(_), Evaluated::Scalar(_)) if is_trim(binary.op) => {
+                let op = binary.op.symbol();
+                Err(EvalError::Execution(format!("operator \"{op}\" not allowed for Scalar operations")))
+            }
             (Evaluated::Scalar(left), Evaluated::Scalar(right)) => {
                 let pairs = left.into_iter().zip(right);
                 let values = pairs.map(|(a, b)| scalar_result(binary.op, a, b)).collect();
@@ -89,6 +93,10 @@ impl Evaluator<'_> {
         }
         if drops_name(binary) { self.drop_names(result, Duplicates::MergeDisjoint) } else { Ok(result) }
     }
+}
+
+fn is_trim(op: BinaryOp) -> bool {
+    matches!(op, BinaryOp::TrimLower | BinaryOp::TrimUpper)
 }
 
 /// Whether the result is no longer the metric that the operand was. Trimmed histograms still are.
