@@ -4,6 +4,7 @@
 //! * [`Labels`], [`LabelsBuilder`]: what a series is called, in one canonical encoding.
 //! * [`Fingerprint`], [`ShardId`]: where a series lives.
 //! * [`TimestampMs`], [`Sample`], [`resolve`]: what a series holds and how conflicts end.
+//! * [`Histogram`]: a sample that is a whole distribution.
 //! * [`ShardBatch`]: samples on their way in.
 //! * [`Matcher`], [`Selection`], [`SeriesColumns`]: how a query picks series, and what it gets.
 //! * [`Limits`]: the bounds on what a tenant may send and ask.
@@ -12,18 +13,21 @@
 
 mod batch;
 mod fingerprint;
+mod histogram;
 mod labels;
 mod limits;
 mod matcher;
+mod re2;
 mod sample;
 mod series;
 mod tenant;
 
 pub use batch::ShardBatch;
 pub use fingerprint::{Fingerprint, ShardId};
+pub use histogram::{Buckets, CUSTOM_BUCKETS_SCHEMA, CounterResetHint, Histogram, InvalidBuckets, Span};
 pub use labels::{InvalidLabels, Labels, LabelsBuilder, METRIC_NAME, append_label_pair, decode_label_pairs};
 pub use limits::Limits;
 pub use matcher::{MatchOp, Matcher, MatcherError, compile_anchored_regex, translate_re2};
 pub use sample::{STALE_NAN_BITS, Sample, TimestampMs, is_stale_nan, resolve};
-pub use series::{Selection, SeriesColumns, merge_columns};
+pub use series::{HistogramColumns, Selection, SeriesColumns, merge_columns};
 pub use tenant::{InvalidTenant, TenantId};

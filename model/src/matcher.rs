@@ -10,8 +10,7 @@ use std::sync::Arc;
 use regex::{Regex, RegexBuilder};
 use regex_syntax::hir::{Class, Hir, HirKind};
 
-#[path = "re2.rs"]
-mod re2;
+use crate::re2;
 
 /// Largest compiled regular expression, in bytes of automaton.
 const REGEX_SIZE_BYTES_MAX: usize = 10 << 20;

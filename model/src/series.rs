@@ -1,8 +1,9 @@
 //! The unit of reading: one series' samples as columns, and what selects them.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
-use crate::{Labels, Matcher, TenantId, TimestampMs, resolve};
+use crate::{Histogram, Labels, Matcher, TenantId, TimestampMs, resolve};
 
 /// Which series and which time of one tenant a reader wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +18,8 @@ pub struct Selection {
     pub end: TimestampMs,
 }
 
-/// The samples of one series: times strictly ascending, values parallel to them.
+/// The samples of one series: times strictly ascending, values parallel to them. No time is among both the
+/// floats and the histograms.
 #[derive(Clone, Debug, Default)]
 pub struct SeriesColumns {
     /// What the series is called.
@@ -26,6 +28,21 @@ pub struct SeriesColumns {
     pub timestamps: Vec<i64>,
     /// Parallel to `timestamps`; stale markers are in here, bit for bit.
     pub values: Vec<f64>,
+    /// When the counter of each float started, parallel to `timestamps` (0: unknown), or empty if none is known.
+    pub start_timestamps: Vec<i64>,
+    /// The samples that are native histograms.
+    pub histograms: HistogramColumns,
+}
+
+/// Samples that are native histograms.
+#[derive(Clone, Debug, Default)]
+pub struct HistogramColumns {
+    /// Milliseconds, strictly ascending.
+    pub timestamps: Vec<i64>,
+    /// Parallel to `timestamps`.
+    pub values: Vec<Arc<Histogram>>,
+    /// As with floats.
+    pub start_timestamps: Vec<i64>,
 }
 
 /// Merges two runs of samples (each strictly ascending in time) into one. Where both hold a
@@ -67,9 +84,34 @@ pub fn merge_columns(a: (&[i64], &[f64]), b: (&[i64], &[f64])) -> (Vec<i64>, Vec
     (timestamps, values)
 }
 
+impl HistogramColumns {
+    /// Adds a sample that is later than all others.
+    pub fn push(&mut self, timestamp: i64, value: Arc<Histogram>) {
+        self.timestamps.push(timestamp);
+        self.values.push(value);
+    }
+}
+
 impl SeriesColumns {
-    /// Adds another run of samples of the same series, by [`merge_columns`].
+    /// A series of floats without start timestamps.
+    pub fn floats(labels: Labels, timestamps: Vec<i64>, values: Vec<f64>) -> Self {
+        Self { labels, timestamps, values, ..Self::default() }
+    }
+
+    /// How many samples there are.
+    pub fn len(&self) -> usize {
+        self.timestamps.len() + self.histograms.timestamps.len()
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds another run of floats of the same series, by [`merge_columns`]. For series as storage has them:
+    /// without start timestamps.
     pub fn merge(&mut self, timestamps: &[i64], values: &[f64]) {
+        debug_assert!(self.start_timestamps.is_empty(), "start timestamps would not be parallel any more");
         let after = match (self.timestamps.last(), timestamps.first()) {
             (Some(last), Some(first)) => last < first,
             _ => true,
@@ -95,11 +137,11 @@ mod tests {
     }
 
     fn columns(run: &BTreeMap<i64, u64>) -> SeriesColumns {
-        SeriesColumns {
-            labels: Labels::empty(),
-            timestamps: run.keys().copied().collect(),
-            values: run.values().map(|bits| f64::from_bits(*bits)).collect(),
-        }
+        SeriesColumns::floats(
+            Labels::empty(),
+            run.keys().copied().collect(),
+            run.values().map(|bits| f64::from_bits(*bits)).collect(),
+        )
     }
 
     proptest! {

@@ -34,12 +34,6 @@ pub enum EvalError {
     /// The query asks for what cannot be, whatever the data.
     #[error("{0}")]
     Invalid(String),
-    /// The query uses a part of the language that is not evaluated.
-    #[error("{what} is not supported yet")]
-    Unsupported {
-        /// Which part.
-        what: String,
-    },
     /// The query fails on this data, for example because series have no unique partner.
     #[error("{0}")]
     Execution(String),

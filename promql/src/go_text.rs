@@ -75,6 +75,15 @@ pub(crate) fn format_general(value: f64) -> String {
     if value != 0.0 && !(-4..6).contains(&exponent) { format_exponent(value) } else { value.to_string() }
 }
 
+/// A float as OpenMetrics writes it: like Go's `%g`, but never like an integer.
+pub(crate) fn format_openmetrics(value: f64) -> String {
+    let mut text = format_general(value);
+    if value.is_finite() && !text.contains(['.', 'e']) {
+        text.push_str(".0");
+    }
+    text
+}
+
 /// Go's `%.2g`.
 pub(crate) fn format_two_digits(value: f64) -> String {
     if let Some(special) = special_value(value) {

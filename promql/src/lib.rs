@@ -5,8 +5,7 @@
 //! * [`evaluate`] computes the [`QueryResult`] from a [`Source`], a series at a time.
 //! * [`parse_duration`], [`format_duration`] and [`format_value`] are the formats of Prometheus's API.
 //!
-//! The crate is pure: no tokio, no clock, no randomness. Native histograms, `info()`, `fill` and the
-//! `anchored` and `smoothed` modifiers are parsed, and evaluation says that they are not supported yet.
+//! The crate is pure: no tokio, no clock, no randomness.
 
 #![warn(
     clippy::cast_possible_truncation,
@@ -21,6 +20,8 @@ mod error;
 mod eval;
 mod functions;
 mod go_text;
+mod histogram;
+mod kahan;
 mod limits;
 mod span;
 mod syntax;
@@ -29,11 +30,12 @@ pub use annotations::{Annotation, Annotations, RenderedAnnotations};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use error::{EvalError, ParseError, ParseErrorKind};
 pub use eval::{
-    EvalParams, NameRemoval, QueryResult, SelectorHints, SelectorRequest, Source, SourceError, Value,
-    VectorSample, evaluate, selector_requests,
+    EvalParams, NameRemoval, QueryResult, SampleValue, SelectorHints, SelectorRequest, Source, SourceError,
+    StartTimestamps, Value, VectorSample, evaluate, selector_requests,
 };
 pub use functions::{Function, FunctionId, Variadic, function_named};
 pub use go_text::format_value;
+pub use histogram::{HistogramBucket, histogram_buckets, histogram_difference, histogram_sum};
 pub use limits::ParseLimits;
 pub use span::{LineColumn, Span};
 pub use syntax::ast;

@@ -118,11 +118,11 @@ pub fn series_to_message(series: &SeriesColumns) -> peer::Series {
 
 /// Checks a received series: columns of equal length, times strictly ascending.
 pub fn series_from_message(message: &peer::Series) -> Result<SeriesColumns, WireError> {
-    let series = SeriesColumns {
-        labels: labels_from_text(&message.labels)?,
-        timestamps: timestamps_from_bytes(&message.timestamps)?,
-        values: values_from_bytes(&message.values)?,
-    };
+    let series = SeriesColumns::floats(
+        labels_from_text(&message.labels)?,
+        timestamps_from_bytes(&message.timestamps)?,
+        values_from_bytes(&message.values)?,
+    );
     let ascending = series.timestamps.is_sorted_by(|a, b| a < b);
     if ascending && series.timestamps.len() == series.values.len() {
         Ok(series)
@@ -253,10 +253,9 @@ mod tests {
 
     #[test]
     fn a_series_must_ascend() {
-        let series = |timestamps: Vec<i64>| SeriesColumns {
-            labels: Labels::empty(),
-            values: vec![0.0; timestamps.len()],
-            timestamps,
+        let series = |timestamps: Vec<i64>| {
+            let values = vec![0.0; timestamps.len()];
+            SeriesColumns::floats(Labels::empty(), timestamps, values)
         };
         assert!(series_from_message(&series_to_message(&series(vec![-5, 1, 2]))).is_ok());
         assert!(series_from_message(&series_to_message(&series(vec![1, 1]))).is_err());

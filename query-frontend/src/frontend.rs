@@ -368,7 +368,7 @@ async fn evaluate_off_thread(
     let result = evaluation.await.map_err(|e| QueryError::Internal(format!("evaluation failed: {e}")))?;
     match result {
         Ok(result) => Ok((result.value, result.annotations)),
-        Err(e @ (EvalError::Invalid(_) | EvalError::Unsupported { .. })) => {
+        Err(e @ EvalError::Invalid(_)) => {
             Err(QueryError::Invalid { parameter: "query", reason: e.to_string() })
         }
         Err(EvalError::Cancelled) => Err(QueryError::Timeout { stage: "expression evaluation" }),

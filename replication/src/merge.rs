@@ -56,11 +56,11 @@ mod tests {
     use super::*;
 
     fn series(name: &str, samples: &[(i64, f64)]) -> SeriesColumns {
-        SeriesColumns {
-            labels: Labels::from_pairs([("__name__", name)]).expect("valid"),
-            timestamps: samples.iter().map(|(t, _)| *t).collect(),
-            values: samples.iter().map(|(_, v)| *v).collect(),
-        }
+        SeriesColumns::floats(
+            Labels::from_pairs([("__name__", name)]).expect("valid"),
+            samples.iter().map(|(t, _)| *t).collect(),
+            samples.iter().map(|(_, v)| *v).collect(),
+        )
     }
 
     fn view(merged: &[SeriesColumns]) -> Vec<(&str, &[i64], &[f64])> {

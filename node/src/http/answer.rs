@@ -3,8 +3,8 @@
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use saturn_model::Labels;
-use saturn_promql::{Value, format_value};
+use saturn_model::{Histogram, Labels};
+use saturn_promql::{SampleValue, Value, format_value, histogram_buckets};
 use saturn_query_frontend::QueryError;
 use serde::Serialize;
 
@@ -138,8 +138,16 @@ pub(crate) fn write_value(value: &Value) -> String {
             for (i, sample) in samples.iter().enumerate() {
                 out.push_str(if i == 0 { r#"{"metric":"# } else { r#",{"metric":"# });
                 write_labels(&mut out, &sample.labels);
-                out.push_str(r#","value":"#);
-                write_point(&mut out, sample.timestamp.0, sample.value);
+                match &sample.value {
+                    SampleValue::Float(value) => {
+                        out.push_str(r#","value":"#);
+                        write_point(&mut out, sample.timestamp.0, *value);
+                    }
+                    SampleValue::Histogram(histogram) => {
+                        out.push_str(r#","histogram":"#);
+                        write_histogram_point(&mut out, sample.timestamp.0, histogram);
+                    }
+                }
                 out.push('}');
             }
             out.push(']');
@@ -149,20 +157,66 @@ pub(crate) fn write_value(value: &Value) -> String {
             for (i, one) in series.iter().enumerate() {
                 out.push_str(if i == 0 { r#"{"metric":"# } else { r#",{"metric":"# });
                 write_labels(&mut out, &one.labels);
-                out.push_str(r#","values":["#);
-                for (j, (timestamp, value)) in one.timestamps.iter().zip(&one.values).enumerate() {
-                    if j > 0 {
-                        out.push(',');
-                    }
-                    write_point(&mut out, *timestamp, *value);
-                }
-                out.push_str("]}");
+                let floats = one.timestamps.iter().zip(&one.values);
+                write_points(&mut out, "values", floats, |out, time, value| write_point(out, time, *value));
+                let histograms = one.histograms.timestamps.iter().zip(&one.histograms.values);
+                write_points(&mut out, "histograms", histograms, |out, time, histogram| {
+                    write_histogram_point(out, time, histogram);
+                });
+                out.push('}');
             }
             out.push(']');
         }
     }
     out.push('}');
     out
+}
+
+/// A key and its samples; nothing if there are none.
+fn write_points<'a, T: 'a>(
+    out: &mut String,
+    key: &str,
+    points: impl ExactSizeIterator<Item = (&'a i64, &'a T)>,
+    write: impl Fn(&mut String, i64, &T),
+) {
+    if points.len() == 0 {
+        return;
+    }
+    out.push_str(",\"");
+    out.push_str(key);
+    out.push_str("\":[");
+    for (i, (timestamp, value)) in points.enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        write(out, *timestamp, value);
+    }
+    out.push(']');
+}
+
+/// `[time,{"count":...,"sum":...,"buckets":[[boundaries,"lower","upper","count"],...]}]`
+fn write_histogram_point(out: &mut String, timestamp_ms: i64, histogram: &Histogram) {
+    out.push('[');
+    write_time(out, timestamp_ms);
+    let (count, sum) = (format_value(histogram.count), format_value(histogram.sum));
+    out.push_str(&format!(r#",{{"count":"{count}","sum":"{sum}""#));
+    let buckets = histogram_buckets(histogram);
+    for (i, bucket) in buckets.iter().filter(|bucket| bucket.count != 0.0).enumerate() {
+        // Prometheus's code for which bounds belong to the bucket.
+        let boundaries = match (bucket.lower_inclusive, bucket.upper_inclusive) {
+            (false, true) => 0,
+            (true, false) => 1,
+            (false, false) => 2,
+            (true, true) => 3,
+        };
+        let [lower, upper, count] = [bucket.lower, bucket.upper, bucket.count].map(format_value);
+        out.push_str(if i == 0 { r#","buckets":["# } else { "," });
+        out.push_str(&format!(r#"[{boundaries},"{lower}","{upper}","{count}"]"#));
+    }
+    if buckets.iter().any(|bucket| bucket.count != 0.0) {
+        out.push(']');
+    }
+    out.push_str("}]");
 }
 
 fn write_point(out: &mut String, timestamp_ms: i64, value: f64) {
@@ -200,8 +254,10 @@ pub(crate) fn write_labels(out: &mut String, labels: &Labels) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use saturn_model::{SeriesColumns, TimestampMs};
+    use saturn_model::{Buckets, SeriesColumns, TimestampMs};
     use saturn_promql::VectorSample;
 
     #[test]
@@ -210,20 +266,34 @@ mod tests {
         let vector = Value::Vector(vec![VectorSample {
             labels: labels.clone(),
             timestamp: TimestampMs(1_435_781_451_780),
-            value: f64::INFINITY,
+            value: SampleValue::Float(f64::INFINITY),
         }]);
         assert_eq!(
             write_value(&vector),
             r#"{"resultType":"vector","result":[{"metric":{"__name__":"up","job":"a\"b"},"value":[1435781451.780,"+Inf"]}]}"#
         );
-        let matrix = Value::Matrix(vec![SeriesColumns {
-            labels: Labels::empty(),
-            timestamps: vec![-500, 2000],
-            values: vec![1e21, f64::NAN],
-        }]);
+        let matrix = Value::Matrix(vec![SeriesColumns::floats(
+            Labels::empty(),
+            vec![-500, 2000],
+            vec![1e21, f64::NAN],
+        )]);
         assert_eq!(
             write_value(&matrix),
             r#"{"resultType":"matrix","result":[{"metric":{},"values":[[-0.500,"1e+21"],[2,"NaN"]]}]}"#
+        );
+        let histogram = Arc::new(Histogram {
+            count: 5.0,
+            sum: 2.5,
+            zero_count: 1.0,
+            zero_threshold: 0.001,
+            positive: Buckets::from_indexed([(0, 1.0), (1, 0.0), (2, 3.0)]),
+            ..Histogram::default()
+        });
+        let value = SampleValue::Histogram(histogram);
+        let sample = VectorSample { labels: Labels::empty(), timestamp: TimestampMs(0), value };
+        assert_eq!(
+            write_value(&Value::Vector(vec![sample])),
+            r#"{"resultType":"vector","result":[{"metric":{},"histogram":[0,{"count":"5","sum":"2.5","buckets":[[3,"-0.001","0.001","1"],[0,"0.5","1","1"],[0,"2","4","3"]]}]}]}"#
         );
         let scalar = Value::Scalar { timestamp: TimestampMs(4000), value: 2.0 };
         assert_eq!(write_value(&scalar), r#"{"resultType":"scalar","result":[4,"2"]}"#);

@@ -4,18 +4,24 @@
 //! Those that pick series rather than compute (`topk`, `limitk`, ...) are in `rank`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use saturn_model::{Labels, METRIC_NAME};
+use saturn_model::{Histogram, Labels, METRIC_NAME};
 
 use crate::ast::{Aggregate, AggregateOp, Expr, Grouping};
 use crate::error::EvalError;
-use crate::eval::block::{Block, RowMut, SeriesName};
+use crate::eval::block::{Block, Cell, RowMut, SeriesName};
 use crate::eval::engine::Evaluator;
 use crate::eval::grid::Grid;
+use crate::eval::histogram_mean::{HistogramMean, ResetsSeen};
 use crate::eval::names::{BlockBuilder, keep_labels};
-use crate::eval::numerics::{KahanSum, Mean, quantile};
-use crate::eval::over_time::{larger, smaller};
+use crate::eval::numerics::{KahanSum, Mean, mean, quantile};
+use crate::eval::over_time::{larger, smaller, sum};
+use crate::eval::params::SampleValue;
+use crate::eval::remarks::Remarks;
+use crate::eval::window::metric_name;
 use crate::go_text::{format_general, format_plain, quote};
+use crate::histogram::{HistogramSum, IncompatibleSchemas, describe};
 use crate::span::Span;
 
 /// Series that are aggregated together.
@@ -26,23 +32,38 @@ pub(super) struct Group {
 }
 
 impl Evaluator<'_> {
-    pub(super) fn aggregate(&self, aggregate: &Aggregate, grid: &Grid) -> Result<Block, EvalError> {
+    pub(super) fn aggregate(
+        &self,
+        aggregate: &Aggregate,
+        span: Span,
+        grid: &Grid,
+    ) -> Result<Block, EvalError> {
         let block = self.vector(&aggregate.expr, grid)?;
         match (aggregate.op, &aggregate.param) {
-            (AggregateOp::Quantile, Some(param)) => self.quantiles(aggregate, param, &block, grid),
+            (AggregateOp::Quantile, Some(param)) => self.quantiles(aggregate, param, block, grid),
             (AggregateOp::CountValues, Some(param)) => self.count_values(aggregate, param, &block, grid),
             (
                 AggregateOp::Topk | AggregateOp::Bottomk | AggregateOp::Limitk | AggregateOp::LimitRatio,
                 Some(param),
-            ) => self.pick_series(aggregate, param, block, grid),
-            _ => self.fold(aggregate, &block),
+            ) => self.pick_series(aggregate, span, param, block, grid),
+            _ => self.fold(aggregate, block),
         }
     }
 
     /// The aggregations that need one pass over the values.
-    fn fold(&self, aggregate: &Aggregate, block: &Block) -> Result<Block, EvalError> {
+    fn fold(&self, aggregate: &Aggregate, mut block: Block) -> Result<Block, EvalError> {
+        match aggregate.op {
+            AggregateOp::Sum | AggregateOp::Avg => {
+                if block.rows().any(|(_, row)| row.has_histograms()) {
+                    return self.fold_with_histograms(aggregate, &block);
+                }
+            }
+            AggregateOp::Count | AggregateOp::Group => {}
+            // Nothing is left of a group that has only histograms.
+            _ => self.ignore_histograms(aggregate.op, aggregate.expr.span, &mut block),
+        }
         let mut result = block.like();
-        for group in groups(block, &aggregate.grouping) {
+        for group in groups(&block, &aggregate.grouping) {
             self.check_cancelled()?;
             let mut row = result.push(group.name)?;
             let rows = group.members.iter().map(|member| block.row(*member));
@@ -71,25 +92,81 @@ impl Evaluator<'_> {
         Ok(result)
     }
 
+    /// `sum` and `avg` where there are histograms: each step of a group on its own.
+    fn fold_with_histograms(&self, aggregate: &Aggregate, block: &Block) -> Result<Block, EvalError> {
+        let mut result = block.like();
+        let remarks = Remarks { evaluator: self, metric: "", span: aggregate.expr.span };
+        for group in groups(block, &aggregate.grouping) {
+            result.push(group.name)?;
+            let row = result.len() - 1;
+            for step in 0..block.steps() {
+                self.check_cancelled()?;
+                let cells =
+                    group.members.iter().filter_map(|member| Some((*member, block.row(*member).get(step)?)));
+                let (floats, histograms) = split(cells);
+                let value = match (floats.is_empty(), histograms.is_empty()) {
+                    (true, true) => None,
+                    (false, true) if aggregate.op == AggregateOp::Sum => {
+                        Some(SampleValue::Float(sum(&floats)))
+                    }
+                    (false, true) => Some(SampleValue::Float(mean(&floats))),
+                    (true, false) => {
+                        let members = histograms.iter().map(|(_, histogram)| *histogram);
+                        match fold_histograms(aggregate.op, members, &remarks) {
+                            Ok(result) => Some(SampleValue::Histogram(Arc::new(result))),
+                            Err(IncompatibleSchemas) => {
+                                // The remark names the metric of the series that did not fit.
+                                let first = histograms[0].1.uses_custom_buckets();
+                                let misfit = histograms
+                                    .iter()
+                                    .find(|(_, histogram)| histogram.uses_custom_buckets() != first)
+                                    .map_or("", |(member, _)| metric_name(&block.names[*member]));
+                                Remarks { metric: misfit, ..remarks }.mixed_schemas();
+                                None
+                            }
+                        }
+                    }
+                    (false, false) => {
+                        remarks.mixed_aggregation();
+                        None
+                    }
+                };
+                if let Some(value) = value {
+                    result.set(row, step, value)?;
+                }
+            }
+        }
+        Ok(result)
+    }
+
+    /// Removes histograms from a block, and says so if there are any.
+    pub(super) fn ignore_histograms(&self, op: AggregateOp, span: Span, block: &mut Block) {
+        if block.rows().any(|(_, row)| row.has_histograms()) {
+            Remarks { evaluator: self, metric: "", span }.ignored_in_aggregation(op.name());
+            block.remove_histograms();
+        }
+    }
+
     fn quantiles(
         &self,
         aggregate: &Aggregate,
         param: &Expr,
-        block: &Block,
+        mut block: Block,
         grid: &Grid,
     ) -> Result<Block, EvalError> {
         let phis = self.scalar(param, grid)?;
+        self.ignore_histograms(aggregate.op, aggregate.expr.span, &mut block);
         let mut result = block.like();
         self.warn_of_quantiles(&phis, param.span);
         let mut values = Vec::new();
-        for group in groups(block, &aggregate.grouping) {
+        for group in groups(&block, &aggregate.grouping) {
             let mut row = result.push(group.name)?;
             for (step, phi) in phis.iter().enumerate() {
                 self.check_cancelled()?;
                 values.clear();
-                values.extend(group.members.iter().filter_map(|member| block.row(*member).get(step)));
+                values.extend(group.members.iter().filter_map(|member| block.row(*member).float(step)));
                 if !values.is_empty() {
-                    row.set(step, quantile(*phi, &mut values));
+                    row.set_float(step, quantile(*phi, &mut values));
                 }
             }
         }
@@ -124,16 +201,55 @@ impl Evaluator<'_> {
         for (name, row) in block.rows() {
             self.check_cancelled()?;
             let group = group_labels(&name.labels, &aggregate.grouping);
-            for (step, value) in row.cells() {
-                let labels = group.to_builder().set(label, &format_plain(value)).build();
+            for (step, cell) in row.cells() {
+                let text = match cell {
+                    Cell::Float(value) => format_plain(value),
+                    Cell::Histogram(histogram) => describe(histogram),
+                };
+                let labels = group.to_builder().set(label, &text).build();
                 let at = builder.row(labels, drop_name)?;
                 let mut counts = builder.block.row_mut(at);
                 let count = if counts.present[step] { counts.values[step] } else { 0.0 };
-                counts.set(step, count + 1.0);
+                counts.set_float(step, count + 1.0);
             }
         }
         Ok(builder.block)
     }
+}
+
+/// Floats and histograms of some cells, the latter with the series that they are of.
+fn split<'a>(cells: impl Iterator<Item = (usize, Cell<'a>)>) -> (Vec<f64>, Vec<(usize, &'a Histogram)>) {
+    let (mut floats, mut histograms) = (Vec::new(), Vec::new());
+    for (member, cell) in cells {
+        match cell {
+            Cell::Float(value) => floats.push(value),
+            Cell::Histogram(histogram) => histograms.push((member, &**histogram)),
+        }
+    }
+    (floats, histograms)
+}
+
+/// The sum or the mean of at least one histogram.
+fn fold_histograms<'a>(
+    op: AggregateOp,
+    histograms: impl Iterator<Item = &'a Histogram>,
+    remarks: &Remarks<'_>,
+) -> Result<Histogram, IncompatibleSchemas> {
+    let mut seen = ResetsSeen::default();
+    let mut total: Option<HistogramMean> = None;
+    let mut sum: Option<HistogramSum> = None;
+    for histogram in histograms {
+        seen.see(histogram);
+        match (op, &mut total, &mut sum) {
+            (AggregateOp::Avg, Some(mean), _) => seen.added(mean.add(histogram)?),
+            (AggregateOp::Avg, None, _) => total = Some(HistogramMean::new(histogram)),
+            (_, _, Some(sum)) => seen.added(sum.add(histogram)?),
+            (_, _, None) => sum = Some(histogram.into()),
+        }
+    }
+    seen.remark(remarks);
+    let result = total.map(HistogramMean::finish).or(sum.map(HistogramSum::finish));
+    Ok(result.expect("a group has at least one member"))
 }
 
 /// Adds the values of all rows, step by step, and writes the finished values of steps that had any.

@@ -1,12 +1,17 @@
-//! Binary operations with a scalar, and the arithmetic itself. Operations between vectors are in
-//! `vector_matching`.
+//! Binary operations with a scalar. Operations between vectors are in `vector_matching`, those on two samples
+//! in `element`.
+//!
+//! Source: `VectorscalarBinop` of Prometheus's `engine.go`.
 
 use crate::ast::{Binary, BinaryOp};
 use crate::error::EvalError;
-use crate::eval::block::Block;
+use crate::eval::block::{Block, Cell, Column};
+use crate::eval::element::{ElementRemark, combine, scalar_result};
 use crate::eval::engine::{Evaluated, Evaluator};
 use crate::eval::grid::Grid;
 use crate::eval::names::Duplicates;
+use crate::eval::params::SampleValue;
+use crate::span::Span;
 
 /// Which side of the operator the scalar is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,24 +25,28 @@ impl Evaluator<'_> {
     pub(super) fn binary(
         &self,
         binary: &Binary,
-        left: Evaluated,
-        right: Evaluated,
+        span: Span,
+        (left, right): (Evaluated, Evaluated),
         grid: &Grid,
     ) -> Result<Evaluated, EvalError> {
         match (left, right) {
+            (Evaluated::Scalar(_), Evaluated::Scalar(_)) if is_trim(binary.op) => {
+                let op = binary.op.symbol();
+                Err(EvalError::Execution(format!("operator \"{op}\" not allowed for Scalar operations")))
+            }
             (Evaluated::Scalar(left), Evaluated::Scalar(right)) => {
                 let pairs = left.into_iter().zip(right);
                 let values = pairs.map(|(a, b)| scalar_result(binary.op, a, b)).collect();
                 Ok(Evaluated::Scalar(values))
             }
             (Evaluated::Vector(block), Evaluated::Scalar(scalar)) => {
-                self.with_scalar(binary, block, &scalar, ScalarSide::Right).map(Evaluated::Vector)
+                self.with_scalar(binary, span, block, (&scalar, ScalarSide::Right)).map(Evaluated::Vector)
             }
             (Evaluated::Scalar(scalar), Evaluated::Vector(block)) => {
-                self.with_scalar(binary, block, &scalar, ScalarSide::Left).map(Evaluated::Vector)
+                self.with_scalar(binary, span, block, (&scalar, ScalarSide::Left)).map(Evaluated::Vector)
             }
             (Evaluated::Vector(left), Evaluated::Vector(right)) => {
-                self.vectors(binary, &left, &right, grid).map(Evaluated::Vector)
+                self.vectors(binary, span, (&left, &right), grid).map(Evaluated::Vector)
             }
             _ => Err(EvalError::Invalid(
                 "binary expression must contain only scalar and instant vector types".into(),
@@ -48,66 +57,49 @@ impl Evaluator<'_> {
     fn with_scalar(
         &self,
         binary: &Binary,
-        mut block: Block,
-        scalar: &[f64],
-        side: ScalarSide,
+        span: Span,
+        block: Block,
+        (scalar, side): (&[f64], ScalarSide),
     ) -> Result<Block, EvalError> {
         let op = binary.op;
-        for index in 0..block.len() {
+        let mut result = block.like();
+        let mut column = Column::new(block.steps());
+        let mut remarks: Vec<ElementRemark> = Vec::new();
+        for (name, row) in block.rows() {
             self.check_cancelled()?;
-            let row = block.row_mut(index);
-            for ((value, present), scalar) in row.values.iter_mut().zip(row.present).zip(scalar) {
-                if !*present {
-                    continue;
-                }
-                let (a, b) = if side == ScalarSide::Right { (*value, *scalar) } else { (*scalar, *value) };
-                match element_result(op, a, b, binary.return_bool) {
+            column.clear();
+            for (step, cell) in row.cells() {
+                let number = Cell::Float(scalar[step]);
+                let outcome = match side {
+                    ScalarSide::Right => combine(op, cell, number),
+                    ScalarSide::Left => combine(op, number, cell),
+                };
+                match outcome.value {
+                    Err(remark) if !remarks.contains(&remark) => remarks.push(remark),
+                    Err(_) => {}
+                    Ok(_) if binary.return_bool => {
+                        column.set(step, SampleValue::Float(f64::from(u8::from(outcome.holds))));
+                    }
                     // A comparison that filters keeps the vector's value, whichever side it is on.
-                    Some(_) if op.is_comparison() && !binary.return_bool => {}
-                    Some(result) => *value = result,
-                    None => *present = false,
+                    Ok(_) if op.is_comparison() && outcome.holds => column.set(step, cell.into()),
+                    Ok(_) if op.is_comparison() => {}
+                    Ok(value) => column.set(step, value),
                 }
             }
+            result.push_row(name.clone(), column.as_row())?;
         }
-        if drops_name(binary) { self.drop_names(block, Duplicates::MergeDisjoint) } else { Ok(block) }
+        for remark in remarks {
+            remark.add_to(&mut self.annotations.borrow_mut(), op, span);
+        }
+        if drops_name(binary) { self.drop_names(result, Duplicates::MergeDisjoint) } else { Ok(result) }
     }
 }
 
-/// Whether the result is no longer the metric that the operand was.
+fn is_trim(op: BinaryOp) -> bool {
+    matches!(op, BinaryOp::TrimLower | BinaryOp::TrimUpper)
+}
+
+/// Whether the result is no longer the metric that the operand was. Trimmed histograms still are.
 pub(super) fn drops_name(binary: &Binary) -> bool {
-    binary.return_bool || !(binary.op.is_comparison() || binary.op.is_set())
-}
-
-/// The result for one pair of values: the left value or nothing for a comparison that filters.
-pub(super) fn element_result(op: BinaryOp, a: f64, b: f64, return_bool: bool) -> Option<f64> {
-    match (op.is_comparison(), return_bool) {
-        (true, false) => compare(op, a, b).then_some(a),
-        _ => Some(scalar_result(op, a, b)),
-    }
-}
-
-fn scalar_result(op: BinaryOp, a: f64, b: f64) -> f64 {
-    match op {
-        BinaryOp::Add => a + b,
-        BinaryOp::Subtract => a - b,
-        BinaryOp::Multiply => a * b,
-        BinaryOp::Divide => a / b,
-        BinaryOp::Modulo => a % b,
-        BinaryOp::Power => a.powf(b),
-        BinaryOp::Atan2 => a.atan2(b),
-        _ if compare(op, a, b) => 1.0,
-        _ => 0.0,
-    }
-}
-
-fn compare(op: BinaryOp, a: f64, b: f64) -> bool {
-    match op {
-        BinaryOp::Equal => a == b,
-        BinaryOp::NotEqual => a != b,
-        BinaryOp::Greater => a > b,
-        BinaryOp::Less => a < b,
-        BinaryOp::GreaterEqual => a >= b,
-        BinaryOp::LessEqual => a <= b,
-        _ => false,
-    }
+    binary.return_bool || binary.op.is_arithmetic()
 }

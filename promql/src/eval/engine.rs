@@ -1,6 +1,6 @@
 //! The walk over the syntax tree, and the last steps that turn a block into an answer.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use saturn_model::{Labels, SeriesColumns, TimestampMs};
 
@@ -8,10 +8,16 @@ use crate::annotations::Annotations;
 use crate::ast::{Binary, Expr, ExprKind, UnaryOp, ValueType};
 use crate::error::EvalError;
 use crate::eval::block::{Block, Budget};
+use crate::eval::extended::extended_samples;
 use crate::eval::grid::Grid;
+use crate::eval::invariance::is_step_invariant;
 use crate::eval::names::{Duplicates, SAME_LABELSET, merge_duplicates, without_metadata};
 use crate::eval::params::{EvalParams, NameRemoval, QueryResult, Source, Value, VectorSample};
-use crate::eval::support::check_supported;
+use crate::eval::remarks::Remarks;
+use crate::eval::select::SamplePart;
+use crate::eval::window::samples_of_row;
+use crate::histogram::multiplied;
+use crate::span::Span;
 
 /// Evaluates a parsed expression over the data of `source`. `cancelled` is asked at least once for each
 /// series that an operation handles.
@@ -21,13 +27,13 @@ pub fn evaluate(
     source: &dyn Source,
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<QueryResult, EvalError> {
-    check_supported(expr)?;
     let evaluator = Evaluator {
         params,
         source,
         cancelled,
         budget: Budget::new(params.samples_max),
         annotations: RefCell::default(),
+        resets: Cell::new(ResetHints::FromSource),
     };
     let value = evaluator.answer(expr)?;
     Ok(QueryResult { value, annotations: evaluator.annotations.into_inner() })
@@ -49,6 +55,18 @@ pub(super) struct Evaluator<'a> {
     pub(super) cancelled: &'a (dyn Fn() -> bool + Sync),
     pub(super) budget: Budget,
     pub(super) annotations: RefCell<Annotations>,
+    /// How selectors that are evaluated now treat hints.
+    pub(super) resets: Cell<ResetHints>,
+}
+
+/// What a selector does about histograms that do not know whether there was a counter reset before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResetHints {
+    /// Leaves them as they are.
+    FromSource,
+    /// Compares them with the histogram before. Prometheus does so for `histogram_count`, `histogram_sum` and
+    /// `histogram_avg`, whose selectors read no buckets (`HistogramStatsIterator`).
+    Detected,
 }
 
 impl Evaluator<'_> {
@@ -75,16 +93,15 @@ impl Evaluator<'_> {
             return self.matrix_answer(expr, &grid);
         }
         let timestamp = TimestampMs(grid.start);
-        match self.eval(expr, &grid)? {
+        match self.eval_unless_invariant(expr, &grid)? {
             Evaluated::Scalar(values) if instant => {
                 let value = *values.first().expect("an instant query has one step");
                 Ok(Value::Scalar { timestamp, value })
             }
-            Evaluated::Scalar(values) => Ok(Value::Matrix(vec![SeriesColumns {
-                labels: Labels::empty(),
-                timestamps: grid.times().collect(),
-                values,
-            }])),
+            Evaluated::Scalar(values) => {
+                let timestamps = grid.times().collect();
+                Ok(Value::Matrix(vec![SeriesColumns::floats(Labels::empty(), timestamps, values)]))
+            }
             Evaluated::Text(bytes) => {
                 Ok(Value::String { timestamp, value: String::from_utf8_lossy(&bytes).into_owned() })
             }
@@ -101,8 +118,17 @@ impl Evaluator<'_> {
         let mut matrix = Vec::new();
         ranges.for_each_window(self, grid, |name, _, window| {
             let labels = if name.drop_name { without_metadata(&name.labels) } else { name.labels.clone() };
-            let (timestamps, values) = (window.timestamps.to_vec(), window.values.to_vec());
-            matrix.push(SeriesColumns { labels, timestamps, values });
+            let columns = match ranges.extension {
+                None => window.to_columns(),
+                Some(extension) => {
+                    let remarks =
+                        Remarks { evaluator: self, metric: name.labels.metric_name(), span: expr.span };
+                    extended_samples(window, extension, &remarks)
+                }
+            };
+            if !columns.is_empty() {
+                matrix.push(SeriesColumns { labels, ..columns });
+            }
             Ok(())
         })?;
         matrix.sort_by(|a, b| a.labels.cmp(&b.labels));
@@ -124,6 +150,28 @@ impl Evaluator<'_> {
         merge_duplicates(block, Duplicates::MergeDisjoint)
     }
 
+    /// Evaluates `expr` at all steps of `grid`; once only, if it is pinned to one time.
+    fn eval_unless_invariant(&self, expr: &Expr, grid: &Grid) -> Result<Evaluated, EvalError> {
+        // Of a binary expression the operands are asked: chains of operators may be long.
+        if grid.count <= 1 || matches!(expr.kind, ExprKind::Binary(_)) || !is_step_invariant(expr) {
+            return self.eval(expr, grid);
+        }
+        let first = Grid { count: 1, ..*grid };
+        Ok(match self.eval(expr, &first)? {
+            Evaluated::Vector(block) => Evaluated::Vector(block.repeated(grid.count)?),
+            Evaluated::Scalar(values) => Evaluated::Scalar(vec![values[0]; grid.count]),
+            text @ Evaluated::Text(_) => text,
+        })
+    }
+
+    /// Evaluates with other rules for the hints of what is selected.
+    pub(super) fn with_resets<T>(&self, resets: ResetHints, evaluate: impl FnOnce() -> T) -> T {
+        let before = self.resets.replace(resets);
+        let result = evaluate();
+        self.resets.set(before);
+        result
+    }
+
     /// Evaluates `expr` at all steps of `grid`.
     pub(super) fn eval(&self, expr: &Expr, grid: &Grid) -> Result<Evaluated, EvalError> {
         self.check_cancelled()?;
@@ -134,42 +182,48 @@ impl Evaluator<'_> {
             ExprKind::Number(number) => Ok(Evaluated::Scalar(vec![number.value; grid.count])),
             ExprKind::Text(bytes) => Ok(Evaluated::Text(bytes.clone())),
             ExprKind::VectorSelector(selector) => {
-                self.instant_selector(selector, grid).map(Evaluated::Vector)
+                let part = SamplePart::Value;
+                self.instant_selector(selector, expr.span, grid, part).map(Evaluated::Vector)
             }
             ExprKind::MatrixSelector(_) | ExprKind::Subquery(_) => {
                 Err(EvalError::Invalid("a range vector cannot be used as a value here".into()))
             }
             ExprKind::Call(call) => self.call(call, expr.span, grid),
-            ExprKind::Aggregate(aggregate) => self.aggregate(aggregate, grid).map(Evaluated::Vector),
-            ExprKind::Binary(binary) => self.binary_chain(binary, grid),
+            ExprKind::Aggregate(aggregate) => {
+                self.aggregate(aggregate, expr.span, grid).map(Evaluated::Vector)
+            }
+            ExprKind::Binary(binary) => {
+                let evaluate = || self.binary_chain(binary, expr.span, grid);
+                self.with_resets(ResetHints::FromSource, evaluate)
+            }
             ExprKind::Unary(op, inner) => self.unary(*op, inner, grid),
-            ExprKind::Paren(inner) => self.eval(inner, grid),
+            ExprKind::Paren(inner) => self.eval_unless_invariant(inner, grid),
         }
     }
 
     /// A chain of operators leans to the left and may be long: it is evaluated in a loop.
-    fn binary_chain(&self, binary: &Binary, grid: &Grid) -> Result<Evaluated, EvalError> {
-        let mut chain = vec![binary];
+    fn binary_chain(&self, binary: &Binary, span: Span, grid: &Grid) -> Result<Evaluated, EvalError> {
+        let mut chain = vec![(binary, span)];
         let mut innermost = &binary.left;
         while let ExprKind::Binary(next) = &innermost.kind {
-            chain.push(next);
+            chain.push((next, innermost.span));
             innermost = &next.left;
         }
-        let mut left = self.eval(innermost, grid)?;
-        while let Some(binary) = chain.pop() {
-            let right = self.eval(&binary.right, grid)?;
-            left = self.binary(binary, left, right, grid)?;
+        let mut left = self.eval_unless_invariant(innermost, grid)?;
+        while let Some((binary, span)) = chain.pop() {
+            let right = self.eval_unless_invariant(&binary.right, grid)?;
+            left = self.binary(binary, span, (left, right), grid)?;
         }
         Ok(left)
     }
 
     fn unary(&self, op: UnaryOp, inner: &Expr, grid: &Grid) -> Result<Evaluated, EvalError> {
-        match (op, self.eval(inner, grid)?) {
+        match (op, self.eval_unless_invariant(inner, grid)?) {
             (UnaryOp::Minus, Evaluated::Scalar(values)) => {
                 Ok(Evaluated::Scalar(values.into_iter().map(|value| -value).collect()))
             }
             (UnaryOp::Minus, Evaluated::Vector(mut block)) => {
-                block.map(|value| -value);
+                block.map_all(|value| -value, |histogram| multiplied(histogram, -1.0));
                 self.drop_names(block, Duplicates::Refuse).map(Evaluated::Vector)
             }
             (_, same) => Ok(same),
@@ -178,7 +232,7 @@ impl Evaluator<'_> {
 
     /// Evaluates an operand that the type check found to be a vector.
     pub(super) fn vector(&self, expr: &Expr, grid: &Grid) -> Result<Block, EvalError> {
-        match self.eval(expr, grid)? {
+        match self.eval_unless_invariant(expr, grid)? {
             Evaluated::Vector(block) => Ok(block),
             Evaluated::Scalar(_) | Evaluated::Text(_) => Err(wrong_type("instant vector")),
         }
@@ -186,7 +240,7 @@ impl Evaluator<'_> {
 
     /// Evaluates an operand that the type check found to be a scalar: a number for each step.
     pub(super) fn scalar(&self, expr: &Expr, grid: &Grid) -> Result<Vec<f64>, EvalError> {
-        match self.eval(expr, grid)? {
+        match self.eval_unless_invariant(expr, grid)? {
             Evaluated::Scalar(values) => Ok(values),
             Evaluated::Vector(_) | Evaluated::Text(_) => Err(wrong_type("scalar")),
         }
@@ -220,17 +274,17 @@ fn wrong_type(wanted: &str) -> EvalError {
 
 fn vector_of(block: &Block, timestamp: TimestampMs) -> Value {
     let samples = block.rows().filter_map(|(name, row)| {
-        let value = row.get(0)?;
+        let value = row.get(0)?.into();
         Some(VectorSample { labels: name.labels.clone(), timestamp, value })
     });
     Value::Vector(samples.collect())
 }
 
 fn matrix_of(block: &Block, grid: &Grid) -> Value {
-    let series = block.rows().filter(|(_, row)| !row.is_empty()).map(|(name, row)| {
-        let (timestamps, values) = row.cells().map(|(step, value)| (grid.time(step), value)).unzip();
-        SeriesColumns { labels: name.labels.clone(), timestamps, values }
-    });
+    let series = block
+        .rows()
+        .filter(|(_, row)| !row.is_empty())
+        .map(|(name, row)| SeriesColumns { labels: name.labels.clone(), ..samples_of_row(row, grid) });
     let mut matrix: Vec<SeriesColumns> = series.collect();
     matrix.sort_by(|a, b| a.labels.cmp(&b.labels));
     Value::Matrix(matrix)
@@ -251,7 +305,7 @@ mod tests {
         fn select(&self, request: &SelectorRequest) -> Result<Arc<[SeriesColumns]>, SourceError> {
             let timestamps: Vec<i64> = (request.start.0..=request.end.0).filter(|t| t % 1000 == 0).collect();
             let values = vec![1.0; timestamps.len()];
-            Ok([SeriesColumns { labels: Labels::empty(), timestamps, values }].into())
+            Ok([SeriesColumns::floats(Labels::empty(), timestamps, values)].into())
         }
     }
 
@@ -292,16 +346,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_evaluated_is_named() {
+    fn a_range_vector_has_no_steps() {
         let never = || false;
-        for (query, wanted) in [
-            ("x + fill(0) y", "the fill modifier is not supported yet"),
-            ("rate(x[5m] anchored)", "the anchored modifier is not supported yet"),
-            ("info(x)", "function \"info\" is not supported yet"),
-            ("x </ 5", "operator \"</\" is not supported yet"),
-        ] {
-            assert_eq!(run(query, 1000, &never).expect_err("unsupported").to_string(), wanted);
-        }
         let expr = parse("x[5m]").expect("valid");
         let params = EvalParams::range(TimestampMs(0), TimestampMs(1), 1);
         let error = evaluate(&expr, &params, &Seconds, &never).expect_err("no vector");

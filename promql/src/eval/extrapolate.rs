@@ -2,8 +2,15 @@
 //!
 //! Source: `extrapolatedRate` of Prometheus's `functions.go`.
 
+use std::sync::Arc;
+
+use crate::eval::histogram_change::histogram_change;
+use crate::eval::params::SampleValue;
+use crate::eval::remarks::Remarks;
+use crate::eval::start_timestamps::{started_between, starts_overlap};
 use crate::eval::window::Window;
 use crate::go_text::{count_to_float, to_float};
+use crate::histogram::{HistogramSum, multiplied};
 
 /// What is wanted of the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,79 +23,177 @@ pub(super) enum Change {
     Delta,
 }
 
-/// The change over a window that is `range_ms` long; nothing for fewer than two samples.
-pub(super) fn extrapolated_change(window: Window<'_>, range_ms: i64, change: Change) -> Option<f64> {
-    let (timestamps, values) = (window.timestamps, window.values);
-    let ([first_time, .., last_time], [first, .., last]) = (timestamps, values) else {
+impl Change {
+    /// Whether the samples count something.
+    pub(super) fn is_of_counter(self) -> bool {
+        self != Change::Delta
+    }
+}
+
+/// The change over a window. It takes two samples, or one whose counter began inside of the window.
+pub(super) fn extrapolated_change(
+    window: Window<'_>,
+    change: Change,
+    remarks: &Remarks<'_>,
+) -> Option<SampleValue> {
+    if window.histograms.is_empty() {
+        let (result, factor) = float_change(window, change, || remarks.start_overlap())?;
+        return Some(SampleValue::Float(result * factor));
+    }
+    if !window.values.is_empty() {
+        remarks.mixed_types();
+        return None;
+    }
+    let histograms = window.histograms;
+    let first = histograms.values.first()?;
+    let mut result = match histograms.values.len() {
+        1 => None,
+        _ => Some(histogram_change(histograms, change, remarks)?),
+    };
+    let mut timing = Timing::of(histograms.timestamps, histograms.starts, window, change)?;
+    if timing.from_start {
+        let mut sum = result.as_ref().map(HistogramSum::from);
+        match &mut sum {
+            Some(sum) => remarks.add(sum, first)?,
+            None => sum = Some(HistogramSum::from(&**first)),
+        }
+        result = sum.map(HistogramSum::finish);
+    }
+    let result = result?;
+    if result.count > 0.0 && first.count >= 0.0 {
+        timing.limit_to_zero(first.count / result.count);
+    }
+    Some(SampleValue::Histogram(Arc::new(multiplied(&result, timing.factor()))))
+}
+
+/// The change of a window of floats, and the factor that extrapolates it.
+fn float_change(window: Window<'_>, change: Change, overlap: impl FnOnce()) -> Option<(f64, f64)> {
+    let mut timing = Timing::of(window.timestamps, window.starts, window, change)?;
+    let ([first, ..], [.., last]) = (window.values, window.values) else {
         return None;
     };
-    let counter = change != Change::Delta;
     let mut result = last - first;
-    if counter {
-        let resets = values.windows(2).filter(|pair| pair[1] < pair[0]);
-        resets.for_each(|pair| result += pair[0]);
+    if change.is_of_counter() {
+        if window.starts.is_empty() {
+            let resets = window.values.windows(2).filter(|pair| pair[1] < pair[0]);
+            resets.for_each(|pair| result += pair[0]);
+        } else {
+            result += resets_with_starts(window, overlap);
+        }
     }
-    let sampled = to_float(last_time - first_time) / 1000.0;
-    let average_gap = sampled / count_to_float(values.len() - 1);
-    // Beyond this gap a series is taken to begin or end inside of the window.
-    let threshold = average_gap * 1.1;
-
-    let mut to_start = to_float(first_time - window.start) / 1000.0;
-    if to_start >= threshold {
-        to_start = average_gap / 2.0;
+    if timing.from_start {
+        result += first;
+    } else if result > 0.0 && *first >= 0.0 {
+        timing.limit_to_zero(first / result);
     }
-    if counter {
-        // A counter cannot have been below zero.
-        let to_zero = if result > 0.0 && *first >= 0.0 { sampled * (first / result) } else { to_start };
-        to_start = to_start.min(to_zero);
-    }
-    let mut to_end = to_float(window.end - last_time) / 1000.0;
-    if to_end >= threshold {
-        to_end = average_gap / 2.0;
-    }
-    let mut factor = (sampled + to_start + to_end) / sampled;
-    if change == Change::Rate {
-        factor /= to_float(range_ms) / 1000.0;
-    }
-    Some(result * factor)
+    Some((result, timing.factor()))
 }
 
-/// `irate`: the change between the last two samples, per second.
-pub(super) fn instant_rate(window: Window<'_>) -> Option<f64> {
-    let ([.., before_time, last_time], [.., before, last]) = (window.timestamps, window.values) else {
-        return None;
-    };
-    let change = if last < before { *last } else { last - before };
-    let seconds = to_float(last_time - before_time) / 1000.0;
-    Some(change / seconds)
+/// What resets took from a counter whose samples may know when it began.
+fn resets_with_starts(window: Window<'_>, overlap: impl FnOnce()) -> f64 {
+    let mut lost = 0.0;
+    let mut overlap = Some(overlap);
+    for (index, pair) in window.values.windows(2).enumerate() {
+        let (before, current) = (window.float(index), window.float(index + 1));
+        if starts_overlap(before, current)
+            && let Some(overlap) = overlap.take()
+        {
+            overlap();
+        }
+        if pair[1] < pair[0] || started_between(before, current) {
+            lost += pair[0];
+        }
+    }
+    lost
 }
 
-/// `idelta`: the change between the last two samples.
-pub(super) fn instant_delta(window: Window<'_>) -> Option<f64> {
-    match window.values {
-        [.., before, last] => Some(last - before),
-        _ => None,
+/// How the samples lie in their window; all in seconds.
+struct Timing {
+    sampled: f64,
+    to_start: f64,
+    to_end: f64,
+    /// Whether the counter is known to have begun, at zero, inside of the window.
+    from_start: bool,
+    change: Change,
+    range: f64,
+}
+
+impl Timing {
+    /// Nothing if there is only one sample and its counter did not begin inside of the window.
+    fn of(timestamps: &[i64], starts: &[i64], window: Window<'_>, change: Change) -> Option<Self> {
+        let (first, last) = (*timestamps.first()?, *timestamps.last()?);
+        let seconds = |ms: i64| to_float(ms) / 1000.0;
+        let start = starts.first().copied().unwrap_or(0);
+        let from_start = change.is_of_counter() && start != 0 && start > window.start && start < first;
+        if timestamps.len() == 1 && !from_start {
+            return None;
+        }
+        let gaps = count_to_float(timestamps.len() - 1);
+        let average_gap = if gaps > 0.0 { seconds(last - first) / gaps } else { 0.0 };
+        // Beyond this gap a series is taken to begin or end inside of the window.
+        let reach = |gap: f64| if gap >= average_gap * 1.1 { average_gap / 2.0 } else { gap };
+        Some(Self {
+            sampled: seconds(last - if from_start { start } else { first }),
+            to_start: if from_start { 0.0 } else { reach(seconds(first - window.start)) },
+            to_end: reach(seconds(window.end - last)),
+            from_start,
+            change,
+            range: seconds(window.end - window.start),
+        })
+    }
+
+    /// A counter cannot have been below zero: it gets there at `share` of the sampled time before the first
+    /// sample.
+    fn limit_to_zero(&mut self, share: f64) {
+        if self.change.is_of_counter() && !self.from_start {
+            let to_zero = self.sampled * share;
+            if to_zero < self.to_start {
+                self.to_start = to_zero;
+            }
+        }
+    }
+
+    fn factor(&self) -> f64 {
+        let factor = match self.sampled {
+            0.0 => 1.0,
+            sampled => (sampled + self.to_start + self.to_end) / sampled,
+        };
+        if self.change == Change::Rate { factor / self.range } else { factor }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::window::HistogramWindow;
 
     fn window<'a>(timestamps: &'a [i64], values: &'a [f64], start: i64, end: i64) -> Window<'a> {
-        Window { timestamps, values, time: end, start, end }
+        let histograms = HistogramWindow::default();
+        Window { timestamps, values, starts: &[], histograms, time: end, start, end }
+    }
+
+    fn change_of(window: Window<'_>, change: Change) -> Option<f64> {
+        float_change(window, change, || {}).map(|(result, factor)| result * factor)
     }
 
     #[test]
     fn extrapolates_to_the_edges_but_not_below_zero() {
         let (times, values) = ([10_000, 20_000, 30_000], [0.0, 10.0, 20.0]);
-        let increase = |start, end| {
-            extrapolated_change(window(&times, &values, start, end), end - start, Change::Increase)
-        };
+        let increase = |start, end| change_of(window(&times, &values, start, end), Change::Increase);
         assert_eq!(increase(10_000, 30_000), Some(20.0));
         // The counter was zero at its first sample: nothing is added on the left.
         assert_eq!(increase(5_000, 35_000), Some(25.0));
-        assert_eq!(instant_rate(window(&times, &[5.0, 9.0, 2.0], 0, 0)), Some(0.2));
-        assert_eq!(extrapolated_change(window(&[1], &[1.0], 0, 2), 2, Change::Rate), None);
+        assert_eq!(change_of(window(&[1], &[1.0], 0, 2), Change::Rate), None);
+    }
+
+    #[test]
+    fn a_known_start_is_a_zero_sample() {
+        let starts = [5_000, 5_000, 25_000];
+        let window =
+            Window { starts: &starts, ..window(&[10_000, 20_000, 30_000], &[1.0, 2.0, 5.0], 0, 30_000) };
+        assert_eq!(change_of(window, Change::Increase), Some(7.0));
+        let starts = [8_000];
+        let one = Window { starts: &starts, ..self::window(&[10_000], &[3.0], 0, 10_000) };
+        assert_eq!(change_of(one, Change::Increase), Some(3.0));
     }
 }

@@ -7,7 +7,7 @@ use saturn_model::{Matcher, TimestampMs};
 
 use crate::error::EvalError;
 use crate::eval::params::{EvalParams, SelectorHints, SelectorRequest};
-use crate::syntax::ast::{At, DurationSetting, Subquery, TimeModifiers, VectorSelector};
+use crate::syntax::ast::{At, DurationSetting, Extension, Subquery, TimeModifiers, VectorSelector};
 
 /// Times `start`, `start + step_ms`, ...: `count` of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,23 @@ impl Grid {
     }
 }
 
+/// How far beyond its range a selector sees.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reach {
+    pub(crate) back_ms: i64,
+    pub(crate) ahead_ms: i64,
+}
+
+impl Reach {
+    pub(crate) fn of(extension: Option<Extension>, params: &EvalParams) -> Self {
+        match extension {
+            None => Self::default(),
+            Some(Extension::Anchored) => Self { back_ms: params.lookback_ms, ahead_ms: 0 },
+            Some(Extension::Smoothed) => Self { back_ms: params.lookback_ms, ahead_ms: params.lookback_ms },
+        }
+    }
+}
+
 /// The time that a selector looks at for each step: moved by `offset`, or pinned by `@`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reference {
@@ -64,6 +81,18 @@ impl Reference {
         let offset = time.offset.as_ref();
         let offset_ms = offset.map_or(0, |offset| offset.milliseconds(params.duration_context()));
         Self { pinned, offset_ms }
+    }
+
+    /// What the steps themselves look at.
+    pub(crate) const STEP: Self = Self { pinned: None, offset_ms: 0 };
+
+    /// The time that a selector with `time` looks at inside of a subquery that looks at this one.
+    pub(crate) fn then(self, time: &TimeModifiers, params: &EvalParams) -> Self {
+        let inner = Self::new(time, params);
+        match inner.pinned {
+            Some(_) => inner,
+            None => Self { pinned: self.pinned, offset_ms: self.offset_ms.saturating_add(inner.offset_ms) },
+        }
     }
 
     /// The time to look at for the evaluation time `time`.
@@ -88,16 +117,21 @@ pub(crate) fn request_of(
     params: &EvalParams,
 ) -> SelectorRequest {
     let reference = Reference::new(&selector.time, params);
-    let back_ms = if range_ms == 0 { params.lookback_ms } else { range_ms };
+    let reach = Reach::of(selector.extension, params);
+    let back_ms = match range_ms {
+        // An instant selector looks back in any case.
+        0 => params.lookback_ms,
+        _ => range_ms.saturating_add(reach.back_ms),
+    };
     SelectorRequest {
         matchers: unique_matchers(&selector.matchers),
         start: TimestampMs(reference.at(grid.start).saturating_sub(back_ms).saturating_add(1)),
-        end: TimestampMs(reference.at(grid.last())),
+        end: TimestampMs(reference.at(grid.last()).saturating_add(reach.ahead_ms)),
         hints: SelectorHints { step_ms: if grid.count > 1 { grid.step_ms } else { 0 }, range_ms },
     }
 }
 
-fn unique_matchers(matchers: &[Matcher]) -> Vec<Matcher> {
+pub(crate) fn unique_matchers(matchers: &[Matcher]) -> Vec<Matcher> {
     let mut unique: Vec<Matcher> = Vec::with_capacity(matchers.len());
     for matcher in matchers {
         if !unique.contains(matcher) {

@@ -1,20 +1,25 @@
-//! `histogram_quantile` and `histogram_fraction` on classic histograms: series with an `le` label.
+//! `histogram_quantile`, `histogram_quantiles` and `histogram_fraction`, on native histograms and on classic
+//! ones: series with an `le` label.
 //!
-//! Source: `BucketQuantile` and `BucketFraction` of Prometheus's `quantile.go`.
+//! Source: `BucketQuantile` and `BucketFraction` of Prometheus's `quantile.go`, `resetHistograms` of `engine.go`.
 
 use std::collections::HashMap;
 
-use saturn_model::{Labels, METRIC_NAME};
+use saturn_model::{Histogram, Labels};
 
 use crate::annotations::MonotonicityRepair;
 use crate::ast::Expr;
 use crate::error::EvalError;
-use crate::eval::block::{Block, SeriesName};
+use crate::eval::block::{Block, Cell, SeriesName};
 use crate::eval::engine::Evaluator;
 use crate::eval::grid::Grid;
-use crate::eval::names::{Duplicates, keep_labels};
+use crate::eval::names::{BlockBuilder, Duplicates, keep_labels};
 use crate::eval::numerics::almost_equal;
-use crate::go_text::{parse_float, quote};
+use crate::eval::params::SampleValue;
+use crate::eval::remarks::{Remarks, for_metric};
+use crate::eval::window::metric_name;
+use crate::go_text::{format_openmetrics, parse_float, quote};
+use crate::histogram::{histogram_fraction, histogram_quantile};
 use crate::span::Span;
 
 const BUCKET_LABEL: &str = "le";
@@ -28,11 +33,21 @@ struct Bucket {
     count: f64,
 }
 
-/// The bucket series of one histogram.
-struct ClassicHistogram {
+/// The series that make one histogram: buckets of a classic one, or a native one. At one step there may be
+/// only one kind.
+struct HistogramSeries {
     name: SeriesName,
-    /// Upper bound and index of the series.
+    /// Upper bound and index of the bucket series.
     buckets: Vec<(f64, usize)>,
+    /// Index of the series of native histograms.
+    native: Option<usize>,
+}
+
+/// A histogram at one step.
+enum HistogramInput<'a> {
+    /// The buckets may be changed.
+    Classic(&'a mut Vec<Bucket>),
+    Native(&'a Histogram),
 }
 
 impl Evaluator<'_> {
@@ -40,63 +55,137 @@ impl Evaluator<'_> {
         let phis = self.scalar(&args[0], grid)?;
         self.warn_of_quantiles(&phis, args[0].span);
         let input = self.vector(&args[1], grid)?;
-        self.map_histograms(&input, args[1].span, grid, |histogram, step, buckets| {
-            let (value, repair) = bucket_quantile(phis[step], buckets);
-            if let Some(repair) = repair {
-                let time = grid.time(step);
-                let repair = MonotonicityRepair { timestamp_min: time, timestamp_max: time, ..repair };
-                let text = format!(
-                    "input to histogram_quantile needed to be fixed for monotonicity (see \
-                     https://prometheus.io/docs/prometheus/latest/querying/functions/#histogram_quantile){}",
-                    self.for_metric(&histogram.name.labels)
-                );
-                self.annotations.borrow_mut().inform_of_repair(args[1].span, &text, repair);
+        let block = self.map_histograms(&input, args[1].span, grid, |name, step, histogram| {
+            self.quantile_of(phis[step], (name, args[1].span), grid.time(step), histogram)
+        })?;
+        self.drop_names(block, Duplicates::MergeDisjoint)
+    }
+
+    /// Several quantiles at once, told apart by a label.
+    pub(super) fn histogram_quantiles(&self, args: &[Expr], grid: &Grid) -> Result<Block, EvalError> {
+        let label = self.label_names(&args[1..2], grid)?.remove(0);
+        let mut phis = Vec::new();
+        for arg in &args[2..] {
+            let values = self.scalar(arg, grid)?;
+            self.warn_of_quantiles(&values, arg.span);
+            phis.push(values);
+        }
+        let input = self.vector(&args[0], grid)?;
+        let mut result = BlockBuilder::new(input.like());
+        for values in phis {
+            let block = self.map_histograms(&input, args[0].span, grid, |name, step, histogram| {
+                self.quantile_of(values[step], (name, args[0].span), grid.time(step), histogram)
+            })?;
+            for (name, row) in block.rows() {
+                for (step, value) in row.floats() {
+                    let labels =
+                        name.labels.to_builder().set(&label, &format_openmetrics(values[step])).build();
+                    let at = result.row(labels, name.drop_name)?;
+                    result.set(at, step, SampleValue::Float(value))?;
+                }
             }
-            value
-        })
+        }
+        self.drop_names(result.block, Duplicates::MergeDisjoint)
+    }
+
+    fn quantile_of(
+        &self,
+        phi: f64,
+        (name, span): (&SeriesName, Span),
+        time: i64,
+        histogram: HistogramInput<'_>,
+    ) -> f64 {
+        let buckets = match histogram {
+            HistogramInput::Native(histogram) => {
+                let (value, nan) = histogram_quantile(phi, histogram);
+                nan.into_iter().for_each(|nan| self.remarks_on_histogram(name, span).nan_observations(nan));
+                return value;
+            }
+            HistogramInput::Classic(buckets) => buckets,
+        };
+        let (value, repair) = bucket_quantile(phi, buckets);
+        if let Some(repair) = repair {
+            let repair = MonotonicityRepair { timestamp_min: time, timestamp_max: time, ..repair };
+            let text = format!(
+                "input to histogram_quantile needed to be fixed for monotonicity (see \
+                 https://prometheus.io/docs/prometheus/latest/querying/functions/#histogram_quantile){}",
+                for_metric(self.remarks_on_histogram(name, span).metric)
+            );
+            self.annotations.borrow_mut().inform_of_repair(span, &text, repair);
+        }
+        value
     }
 
     pub(super) fn histogram_fraction(&self, args: &[Expr], grid: &Grid) -> Result<Block, EvalError> {
         let lower = self.scalar(&args[0], grid)?;
         let upper = self.scalar(&args[1], grid)?;
         let input = self.vector(&args[2], grid)?;
-        self.map_histograms(&input, args[2].span, grid, |_, step, buckets| {
-            bucket_fraction(lower[step], upper[step], buckets)
-        })
+        let span = args[2].span;
+        let block = self.map_histograms(&input, span, grid, |name, step, histogram| match histogram {
+            HistogramInput::Classic(buckets) => bucket_fraction(lower[step], upper[step], buckets),
+            HistogramInput::Native(histogram) => {
+                let (value, nan) = histogram_fraction(lower[step], upper[step], histogram);
+                nan.into_iter().for_each(|nan| self.remarks_on_histogram(name, span).nan_observations(nan));
+                value
+            }
+        })?;
+        self.drop_names(block, Duplicates::MergeDisjoint)
     }
 
-    /// Computes one value for each histogram and step. `compute` may change the buckets that it gets.
+    /// Computes one value for each histogram and step. Names stay as they are.
     fn map_histograms(
         &self,
         input: &Block,
         span: Span,
         grid: &Grid,
-        compute: impl Fn(&ClassicHistogram, usize, &mut Vec<Bucket>) -> f64,
+        compute: impl Fn(&SeriesName, usize, HistogramInput<'_>) -> f64,
     ) -> Result<Block, EvalError> {
         let mut block = input.like();
         let mut buckets = Vec::new();
-        for histogram in self.classic_histograms(input, span) {
+        for histogram in self.histogram_series(input, span) {
             self.check_cancelled()?;
             let mut row = block.push(histogram.name.clone())?;
             for step in 0..grid.count {
                 buckets.clear();
                 buckets.extend(histogram.buckets.iter().filter_map(|(upper, index)| {
-                    Some(Bucket { upper: *upper, count: input.row(*index).get(step)? })
+                    Some(Bucket { upper: *upper, count: input.row(*index).float(step)? })
                 }));
-                if !buckets.is_empty() {
-                    row.set(step, compute(&histogram, step, &mut buckets));
-                }
+                let native = match histogram.native.and_then(|index| input.row(index).get(step)) {
+                    Some(Cell::Histogram(native)) => Some(native),
+                    _ => None,
+                };
+                let found = match (native, buckets.is_empty()) {
+                    (Some(native), true) => HistogramInput::Native(native),
+                    (None, false) => HistogramInput::Classic(&mut buckets),
+                    (None, true) => continue,
+                    (Some(_), false) => {
+                        self.remarks_on_histogram(&histogram.name, span).mixed_classic_and_native();
+                        continue;
+                    }
+                };
+                row.set_float(step, compute(&histogram.name, step, found));
             }
         }
-        self.drop_names(block, Duplicates::MergeDisjoint)
+        Ok(block)
     }
 
-    /// The histograms among the series; warns of series that are no bucket.
-    fn classic_histograms(&self, input: &Block, span: Span) -> Vec<ClassicHistogram> {
+    /// The histograms among the series; warns of series of floats that are no bucket.
+    fn histogram_series(&self, input: &Block, span: Span) -> Vec<HistogramSeries> {
         let mut index_of: HashMap<Labels, usize> = HashMap::new();
-        let mut histograms: Vec<ClassicHistogram> = Vec::new();
+        let mut histograms: Vec<HistogramSeries> = Vec::new();
+        let mut place = |labels: Labels, drop_name: bool, histograms: &mut Vec<HistogramSeries>| {
+            *index_of.entry(labels.clone()).or_insert_with(|| {
+                let name = SeriesName { labels, drop_name };
+                histograms.push(HistogramSeries { name, buckets: Vec::new(), native: None });
+                histograms.len() - 1
+            })
+        };
         for (index, (name, row)) in input.rows().enumerate() {
-            if row.is_empty() {
+            if row.has_histograms() {
+                let at = place(name.labels.clone(), name.drop_name, &mut histograms);
+                histograms[at].native = Some(index);
+            }
+            if row.floats().next().is_none() {
                 continue;
             }
             let bound = name.labels.get(BUCKET_LABEL).unwrap_or("");
@@ -104,17 +193,13 @@ impl Evaluator<'_> {
                 let text = format!(
                     "bucket label \"le\" is missing or has a malformed value of {}{}",
                     quote(bound.as_bytes()),
-                    self.for_metric(&name.labels)
+                    for_metric(self.remarks_on_histogram(name, span).metric)
                 );
                 self.annotations.borrow_mut().warn(span, &text);
                 continue;
             };
             let labels = keep_labels(&name.labels, |name| name != BUCKET_LABEL);
-            let at = *index_of.entry(labels.clone()).or_insert_with(|| {
-                let name = SeriesName { labels, drop_name: name.drop_name };
-                histograms.push(ClassicHistogram { name, buckets: Vec::new() });
-                histograms.len() - 1
-            });
+            let at = place(labels, name.drop_name, &mut histograms);
             histograms[at].buckets.push((upper, index));
         }
         for histogram in &mut histograms {
@@ -123,14 +208,10 @@ impl Evaluator<'_> {
         histograms
     }
 
-    /// The end of a message that names the metric, where the name is still known.
-    fn for_metric(&self, labels: &Labels) -> String {
-        match labels.get(METRIC_NAME) {
-            Some(name) if self.delays_name_removal() => {
-                format!(" for metric name {}", quote(name.as_bytes()))
-            }
-            _ => String::new(),
-        }
+    /// Remarks that name the metric only where names are removed in the end: else it is gone already.
+    fn remarks_on_histogram<'a>(&'a self, name: &'a SeriesName, span: Span) -> Remarks<'a> {
+        let metric = if self.delays_name_removal() { metric_name(name) } else { "" };
+        Remarks { evaluator: self, metric, span }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Functions of an instant vector that look at each value on its own, and a few that look at presence.
 
-use saturn_model::{Labels, METRIC_NAME, MatchOp, Matcher};
+use saturn_model::{Histogram, Labels, METRIC_NAME, MatchOp, Matcher};
 
 use crate::ast::{Call, Expr, ExprKind};
 use crate::error::EvalError;
@@ -9,6 +9,7 @@ use crate::eval::calendar::date_part;
 use crate::eval::engine::Evaluator;
 use crate::eval::grid::Grid;
 use crate::eval::names::Duplicates;
+use crate::eval::params::StartTimestamps;
 use crate::eval::select::SamplePart;
 use crate::eval::sort::{Order, sorted_indexes};
 use crate::functions::FunctionId;
@@ -74,6 +75,7 @@ impl Evaluator<'_> {
         grid: &Grid,
     ) -> Result<Block, EvalError> {
         let mut block = self.vector(arg, grid)?;
+        block.remove_histograms();
         let min = min.map(|expr| self.scalar(expr, grid)).transpose()?;
         let max = max.map(|expr| self.scalar(expr, grid)).transpose()?;
         for index in 0..block.len() {
@@ -97,6 +99,7 @@ impl Evaluator<'_> {
     /// `round`: to the nearest multiple, halves up.
     pub(super) fn round(&self, args: &[Expr], grid: &Grid) -> Result<Block, EvalError> {
         let mut block = self.vector(&args[0], grid)?;
+        block.remove_histograms();
         let nearest = match args.get(1) {
             Some(expr) => self.scalar(expr, grid)?,
             None => vec![1.0; grid.count],
@@ -117,18 +120,53 @@ impl Evaluator<'_> {
     pub(super) fn timestamp(&self, arg: &Expr, grid: &Grid) -> Result<Block, EvalError> {
         let block = match &arg.without_parens().kind {
             ExprKind::VectorSelector(selector) => {
-                self.instant_selector_part(selector, grid, SamplePart::Timestamp)?
+                let span = arg.without_parens().span;
+                self.instant_selector(selector, span, grid, SamplePart::Timestamp)?
             }
             _ => {
                 let mut block = self.vector(arg, grid)?;
                 for index in 0..block.len() {
-                    for (value, time) in block.row_mut(index).values.iter_mut().zip(grid.times()) {
-                        *value = to_float(time) / 1000.0;
+                    let mut row = block.row_mut(index);
+                    for (step, time) in grid.times().enumerate() {
+                        if row.present[step] {
+                            row.set_float(step, to_float(time) / 1000.0);
+                        }
                     }
                 }
                 block
             }
         };
+        self.drop_names(block, Duplicates::MergeDisjoint)
+    }
+
+    /// `start_timestamp`: of a selector when its samples' counters started, 0 if that is not known. Nothing of
+    /// anything else, and where start timestamps are not used.
+    pub(super) fn start_timestamp(&self, arg: &Expr, grid: &Grid) -> Result<Block, EvalError> {
+        let used = self.params.start_timestamps == StartTimestamps::Used;
+        let block = match &arg.without_parens().kind {
+            ExprKind::VectorSelector(selector) if used => {
+                let span = arg.without_parens().span;
+                self.instant_selector(selector, span, grid, SamplePart::StartTimestamp)?
+            }
+            _ => self.vector(arg, grid)?.like(),
+        };
+        self.drop_names(block, Duplicates::MergeDisjoint)
+    }
+
+    /// Functions that compute a number of each histogram; floats go.
+    pub(super) fn of_histograms(
+        &self,
+        arg: &Expr,
+        grid: &Grid,
+        function: impl Fn(&Histogram) -> f64,
+    ) -> Result<Block, EvalError> {
+        let input = self.vector(arg, grid)?;
+        let mut block = input.like();
+        for (name, row) in input.rows().filter(|(_, row)| row.has_histograms()) {
+            self.check_cancelled()?;
+            let mut result = block.push(name.clone())?;
+            row.histograms().for_each(|(step, histogram)| result.set_float(step, function(histogram)));
+        }
         self.drop_names(block, Duplicates::MergeDisjoint)
     }
 
@@ -139,7 +177,7 @@ impl Evaluator<'_> {
             return self.one_series(grid.times().map(|time| part(to_float(time) / 1000.0)));
         };
         let mut block = self.vector(arg, grid)?;
-        block.map(part);
+        block.map_floats(part);
         self.drop_names(block, Duplicates::MergeDisjoint)
     }
 
@@ -151,7 +189,7 @@ impl Evaluator<'_> {
     fn one_series(&self, values: impl ExactSizeIterator<Item = f64>) -> Result<Block, EvalError> {
         let mut block = Block::new(values.len(), &self.budget);
         let mut row = block.push(Labels::empty().into())?;
-        values.enumerate().for_each(|(step, value)| row.set(step, value));
+        values.enumerate().for_each(|(step, value)| row.set_float(step, value));
         Ok(block)
     }
 
@@ -179,7 +217,7 @@ impl Evaluator<'_> {
         let mut block = Block::new(found.len(), &self.budget);
         let mut row = block.push(labels_of_absent(arg).into())?;
         let absent = found.iter().enumerate().filter(|(_, found)| !**found);
-        absent.for_each(|(step, _)| row.set(step, 1.0));
+        absent.for_each(|(step, _)| row.set_float(step, 1.0));
         Ok(block)
     }
 
@@ -198,6 +236,10 @@ impl Evaluator<'_> {
                 call.function.name
             );
             self.annotations.borrow_mut().warn(span, &text);
+        }
+        let mut block = block;
+        if matches!(order, Order::Ascending | Order::Descending) {
+            block.remove_histograms();
         }
         if grid.count != 1 {
             return Ok(block);

@@ -11,29 +11,38 @@ mod binary;
 pub(crate) mod block;
 mod calendar;
 mod call;
+mod element;
 mod engine;
+mod extended;
 mod extrapolate;
 mod grid;
 mod histogram;
+mod histogram_change;
+mod histogram_mean;
+mod info;
 mod instant_functions;
+mod invariance;
 mod label_functions;
 mod label_hash;
 mod names;
 mod numerics;
 mod over_time;
 mod params;
+mod range_functions;
 mod rank;
+mod remarks;
 mod requests;
 mod select;
+mod smoothed;
 mod sort;
-mod support;
+mod start_timestamps;
 mod vector_matching;
 mod window;
 
 pub(crate) use calendar::format_rfc3339;
 pub use engine::evaluate;
 pub use params::{
-    EvalParams, NameRemoval, QueryResult, SelectorHints, SelectorRequest, Source, SourceError, Value,
-    VectorSample,
+    EvalParams, NameRemoval, QueryResult, SampleValue, SelectorHints, SelectorRequest, Source, SourceError,
+    StartTimestamps, Value, VectorSample,
 };
 pub use requests::selector_requests;

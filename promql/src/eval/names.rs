@@ -6,6 +6,7 @@ use saturn_model::{Labels, METRIC_NAME};
 
 use crate::error::EvalError;
 use crate::eval::block::{Block, SeriesName};
+use crate::eval::params::SampleValue;
 
 /// The error when two series of one step have the same labels.
 pub(super) const SAME_LABELSET: &str = "vector cannot contain metrics with the same labelset";
@@ -60,12 +61,12 @@ pub(super) fn merge_duplicates(block: Block, duplicates: Duplicates) -> Result<B
             merged.push_row(name.clone(), row)?;
             continue;
         }
-        let mut into = merged.row_mut(place[target[index]]);
-        for (step, value) in row.cells() {
-            if into.present[step] {
+        let into = place[target[index]];
+        for (step, cell) in row.cells() {
+            if merged.row(into).present[step] {
                 return Err(EvalError::Execution(SAME_LABELSET.into()));
             }
-            into.set(step, value);
+            merged.set(into, step, cell.into())?;
         }
     }
     Ok(merged)
@@ -95,12 +96,10 @@ impl BlockBuilder {
     }
 
     /// Sets a cell; it is an error if it has a value already.
-    pub(super) fn set(&mut self, row: usize, step: usize, value: f64) -> Result<(), EvalError> {
-        let mut row = self.block.row_mut(row);
-        if row.present[step] {
+    pub(super) fn set(&mut self, row: usize, step: usize, value: SampleValue) -> Result<(), EvalError> {
+        if self.block.row(row).present[step] {
             return Err(EvalError::Execution(SAME_LABELSET.into()));
         }
-        row.set(step, value);
-        Ok(())
+        self.block.set(row, step, value)
     }
 }

@@ -1,46 +1,9 @@
-//! Sums that do not lose small numbers, and statistics built on them.
+//! Statistics on compensated sums: means, variances, quantiles and regressions.
 //!
-//! Neumaier's variant of Kahan summation, in the order and with the special cases of Prometheus's
-//! `util/kahansum`; nothing here may be contracted to fused operations.
+//! Source: Prometheus's `functions.go` and `quantile.go`.
 
 use crate::go_text::{count_to_float, to_integer};
-
-/// A sum and the part of it that rounding took away.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct KahanSum {
-    pub(super) sum: f64,
-    pub(super) compensation: f64,
-}
-
-impl KahanSum {
-    /// Starts with `sum`.
-    pub(super) fn new(sum: f64) -> Self {
-        Self { sum, compensation: 0.0 }
-    }
-
-    /// The sum with `value` added.
-    pub(super) fn plus(self, value: f64) -> Self {
-        let sum = self.sum + value;
-        let compensation = if sum.is_infinite() {
-            0.0
-        } else if self.sum.abs() >= value.abs() {
-            self.compensation + ((self.sum - sum) + value)
-        } else {
-            self.compensation + ((value - sum) + self.sum)
-        };
-        Self { sum, compensation }
-    }
-
-    /// Adds `value`.
-    pub(super) fn add(&mut self, value: f64) {
-        *self = self.plus(value);
-    }
-
-    /// The sum, corrected.
-    pub(super) fn total(self) -> f64 {
-        if self.sum.is_infinite() { self.sum } else { self.sum + self.compensation }
-    }
-}
+pub(super) use crate::kahan::KahanSum;
 
 /// A mean that survives sums too large for a float.
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,7 +62,7 @@ pub(super) fn variance(values: &[f64]) -> f64 {
         mean.add(delta / count_to_float(i + 1));
         squares.add(delta * (value - (mean.sum + mean.compensation)));
     }
-    (squares.sum + squares.compensation) / count_to_float(values.len())
+    squares.corrected() / count_to_float(values.len())
 }
 
 /// The `phi`-quantile by linear interpolation; sorts `values`, NaN first.
@@ -143,10 +106,9 @@ pub(super) fn linear_regression(timestamps: &[i64], values: &[f64], origin: i64)
         xy_sum.add(x * y);
         xx_sum.add(x * x);
     }
-    let corrected = |sum: KahanSum| sum.sum + sum.compensation;
-    let (x, y) = (corrected(x_sum), corrected(y_sum));
-    let covariance = corrected(xy_sum) - x * y / n;
-    let x_variance = corrected(xx_sum) - x * x / n;
+    let (x, y) = (x_sum.corrected(), y_sum.corrected());
+    let covariance = xy_sum.corrected() - x * y / n;
+    let x_variance = xx_sum.corrected() - x * x / n;
     let slope = covariance / x_variance;
     (slope, y / n - slope * x / n)
 }

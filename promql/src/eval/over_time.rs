@@ -1,40 +1,63 @@
-//! Functions of one window that need no other arguments, and those of one or two numbers.
+//! Functions of one window: the arithmetic on floats, and what only looks at times and kinds of samples.
 //!
 //! Source: the `..._over_time` family and neighbours in Prometheus's `functions.go`.
 
-use crate::eval::numerics::{KahanSum, linear_regression, mean, quantile, variance};
-use crate::eval::window::Window;
+use crate::ast::Extension;
+use crate::eval::block::Cell;
+use crate::eval::numerics::{KahanSum, linear_regression, quantile, variance};
+use crate::eval::params::SampleValue;
+use crate::eval::start_timestamps::started_between;
+use crate::eval::window::{Window, WindowSample};
 use crate::functions::FunctionId;
 use crate::go_text::{count_to_float, to_float};
+use crate::histogram::{detect_reset, same_data};
 
-/// A function of one window.
-pub(super) type WindowFunction = fn(Window<'_>) -> Option<f64>;
+/// A function of the floats of one window, of which there is at least one.
+pub(super) type FloatFunction = fn(Window<'_>) -> Option<f64>;
 
-/// The plain window function with this id, if it is one.
-pub(super) fn window_function(id: FunctionId) -> Option<WindowFunction> {
+/// The function with this id, if it is one that looks at floats only.
+pub(super) fn float_function(id: FunctionId) -> Option<FloatFunction> {
     Some(match id {
-        FunctionId::AvgOverTime => |w| Some(mean(w.values)),
-        FunctionId::Changes => |w| Some(changes(w.values)),
-        FunctionId::CountOverTime => |w| Some(count_to_float(w.values.len())),
         FunctionId::Deriv => deriv,
-        FunctionId::FirstOverTime => |w| w.values.first().copied(),
-        FunctionId::LastOverTime => |w| w.values.last().copied(),
         FunctionId::MadOverTime => |w| Some(median_absolute_deviation(w.values)),
         FunctionId::MaxOverTime => |w| w.values.iter().copied().reduce(larger),
         FunctionId::MinOverTime => |w| w.values.iter().copied().reduce(smaller),
-        FunctionId::PresentOverTime => |_| Some(1.0),
-        FunctionId::Resets => |w| Some(resets(w.values)),
         FunctionId::StddevOverTime => |w| Some(variance(w.values).sqrt()),
         FunctionId::StdvarOverTime => |w| Some(variance(w.values)),
-        FunctionId::SumOverTime => sum,
-        FunctionId::TsOfFirstOverTime => |w| w.timestamps.first().map(|t| to_float(*t) / 1000.0),
-        FunctionId::TsOfLastOverTime => |w| w.timestamps.last().map(|t| to_float(*t) / 1000.0),
         FunctionId::TsOfMaxOverTime => |w| time_of(w, |value, best| value >= best),
         FunctionId::TsOfMinOverTime => |w| time_of(w, |value, best| value <= best),
-        FunctionId::Idelta => crate::eval::extrapolate::instant_delta,
-        FunctionId::Irate => crate::eval::extrapolate::instant_rate,
         _ => return None,
     })
+}
+
+/// A function of all samples of one window, whatever they hold.
+pub(super) type SampleFunction = fn(Window<'_>) -> Option<SampleValue>;
+
+/// The function with this id, if it is one that takes samples of any kind.
+pub(super) fn sample_function(id: FunctionId) -> Option<SampleFunction> {
+    Some(match id {
+        FunctionId::CountOverTime => |w| {
+            let count = w.values.len() + w.histograms.values.len();
+            Some(SampleValue::Float(count_to_float(count)))
+        },
+        FunctionId::FirstOverTime => |w| w.samples().next().map(|sample| sample.cell.into()),
+        FunctionId::LastOverTime => |w| w.last().map(|sample| sample.cell.into()),
+        FunctionId::PresentOverTime => |_| Some(SampleValue::Float(1.0)),
+        FunctionId::TsOfFirstOverTime => |w| w.samples().next().map(seconds_of),
+        FunctionId::TsOfLastOverTime => |w| w.last().map(seconds_of),
+        _ => return None,
+    })
+}
+
+fn seconds_of(sample: WindowSample<'_>) -> SampleValue {
+    SampleValue::Float(to_float(sample.timestamp) / 1000.0)
+}
+
+/// `sum_over_time` of floats.
+pub(super) fn sum(values: &[f64]) -> f64 {
+    let mut sum = KahanSum::default();
+    values.iter().for_each(|value| sum.add(*value));
+    sum.total()
 }
 
 /// The larger of two; any number beats NaN.
@@ -47,21 +70,43 @@ pub(super) fn smaller(best: f64, value: f64) -> f64 {
     if value < best || best.is_nan() { value } else { best }
 }
 
-fn sum(window: Window<'_>) -> Option<f64> {
-    let mut sum = KahanSum::default();
-    window.values.iter().for_each(|value| sum.add(*value));
-    Some(sum.total())
+/// Whether a value is another one than before. From NaN to NaN is no change, from float to histogram is one.
+pub(super) fn is_change(before: WindowSample<'_>, current: WindowSample<'_>) -> bool {
+    match (before.cell, current.cell) {
+        (Cell::Float(a), Cell::Float(b)) => a != b && !(a.is_nan() && b.is_nan()),
+        (Cell::Histogram(a), Cell::Histogram(b)) => !same_data(a, b),
+        _ => true,
+    }
 }
 
-/// How often the value changes. From NaN to NaN is no change.
-fn changes(values: &[f64]) -> f64 {
-    let differs = |pair: &&[f64]| pair[0] != pair[1] && !(pair[0].is_nan() && pair[1].is_nan());
-    count_to_float(values.windows(2).filter(differs).count())
+/// Whether a counter was reset. From float to histogram it was.
+pub(super) fn is_reset(before: WindowSample<'_>, current: WindowSample<'_>) -> bool {
+    match (before.cell, current.cell) {
+        (Cell::Float(a), Cell::Float(b)) => b < a || started_between(before, current),
+        (Cell::Histogram(a), Cell::Histogram(b)) => started_between(before, current) || detect_reset(b, a),
+        _ => true,
+    }
 }
 
-/// How often the value falls.
-fn resets(values: &[f64]) -> f64 {
-    count_to_float(values.windows(2).filter(|pair| pair[1] < pair[0]).count())
+/// How often `happens` is true of two samples in a row. Anchored, the last sample before the range belongs to
+/// it, but there must be one in it too.
+pub(super) fn count_pairs(
+    window: Window<'_>,
+    extension: Option<Extension>,
+    happens: fn(WindowSample<'_>, WindowSample<'_>) -> bool,
+) -> Option<f64> {
+    let mut before: Option<WindowSample<'_>> = None;
+    let (mut count, mut any_in_range) = (0, extension.is_none());
+    for sample in window.samples() {
+        if sample.timestamp <= window.start {
+            before = Some(sample);
+            continue;
+        }
+        any_in_range = true;
+        count += usize::from(before.is_some_and(|before| happens(before, sample)));
+        before = Some(sample);
+    }
+    any_in_range.then(|| count_to_float(count))
 }
 
 fn median_absolute_deviation(values: &[f64]) -> f64 {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use saturn_model::{Labels, Matcher, SeriesColumns, TimestampMs};
+use saturn_model::{Histogram, Labels, Matcher, SeriesColumns, TimestampMs};
 
 use crate::annotations::Annotations;
 use crate::eval::grid::Grid;
@@ -25,6 +25,17 @@ pub struct EvalParams {
     pub samples_max: usize,
     /// When functions drop the metric's name.
     pub name_removal: NameRemoval,
+    /// Whether functions of counters look at start timestamps.
+    pub start_timestamps: StartTimestamps,
+}
+
+/// Whether functions of counters look at start timestamps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartTimestamps {
+    /// No; what a stock Prometheus does.
+    Ignored,
+    /// Yes (Prometheus's `use-start-timestamps`).
+    Used,
 }
 
 /// When functions drop the metric's name.
@@ -117,7 +128,16 @@ pub struct VectorSample {
     /// The evaluation time.
     pub timestamp: TimestampMs,
     /// The value.
-    pub value: f64,
+    pub value: SampleValue,
+}
+
+/// What a sample holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SampleValue {
+    /// A number.
+    Float(f64),
+    /// A native histogram.
+    Histogram(Arc<Histogram>),
 }
 
 impl EvalParams {
@@ -136,6 +156,7 @@ impl EvalParams {
             default_subquery_step_ms: 60_000,
             samples_max: 50_000_000,
             name_removal: NameRemoval::Immediate,
+            start_timestamps: StartTimestamps::Ignored,
         }
     }
 

@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use crate::ast::{Aggregate, AggregateOp, Expr};
 use crate::error::EvalError;
 use crate::eval::aggregate::{Group, groups};
-use crate::eval::block::Block;
+use crate::eval::block::{Block, Cell};
 use crate::eval::engine::Evaluator;
 use crate::eval::grid::Grid;
 use crate::eval::label_hash::label_hash;
@@ -19,6 +19,7 @@ impl Evaluator<'_> {
     pub(super) fn pick_series(
         &self,
         aggregate: &Aggregate,
+        span: Span,
         param: &Expr,
         mut block: Block,
         grid: &Grid,
@@ -33,6 +34,9 @@ impl Evaluator<'_> {
             return Ok(block.like());
         }
         check_count_params(&params)?;
+        if matches!(aggregate.op, AggregateOp::Topk | AggregateOp::Bottomk) {
+            self.ignore_histograms(aggregate.op, span, &mut block);
+        }
         let groups = groups(&block, &aggregate.grouping);
         let mut order = Vec::new();
         for group in &groups {
@@ -107,13 +111,21 @@ fn check_count_params(params: &[f64]) -> Result<(), EvalError> {
 fn choose(op: AggregateOp, block: &Block, group: &Group, step: usize, count: usize) -> Vec<usize> {
     let members = group.members.iter();
     let mut chosen: Vec<(usize, f64)> =
-        members.filter_map(|member| Some((*member, block.row(*member).get(step)?))).collect();
+        members.filter_map(|member| Some((*member, order_of(block.row(*member).get(step)?)))).collect();
     match op {
         AggregateOp::Topk => chosen.sort_by(|a, b| descending(a.1, b.1)),
         AggregateOp::Bottomk => chosen.sort_by(|a, b| ascending(a.1, b.1)),
         _ => {}
     }
     chosen.into_iter().take(count).map(|(member, _)| member).collect()
+}
+
+/// What a sample is ranked by; histograms are not.
+fn order_of(cell: Cell<'_>) -> f64 {
+    match cell {
+        Cell::Float(value) => value,
+        Cell::Histogram(_) => f64::NAN,
+    }
 }
 
 /// Ascending, NaN last.

@@ -3,13 +3,16 @@
 use crate::ast::{Expr, ExprKind};
 use crate::error::EvalError;
 use crate::eval::grid::{Grid, positive_duration, request_of, subquery_grid};
+use crate::eval::info::info_request;
+use crate::eval::invariance::is_step_invariant;
 use crate::eval::params::{EvalParams, SelectorRequest};
+use crate::functions::FunctionId;
 
 /// Everything that [`evaluate`](crate::evaluate) will ask its source for, each request once. Empty parts
 /// of an expression, and those that evaluation refuses, ask for nothing.
 pub fn selector_requests(expr: &Expr, params: &EvalParams) -> Vec<SelectorRequest> {
     let mut requests = Vec::new();
-    let mut open = vec![(expr, params.grid())];
+    let mut open = vec![(expr, once_if_invariant(expr, params.grid()))];
     while let Some((expr, grid)) = open.pop() {
         // An invalid duration makes the evaluation fail before it reads.
         if let Ok(Some(request)) = request_of_node(expr, &grid, params)
@@ -20,7 +23,8 @@ pub fn selector_requests(expr: &Expr, params: &EvalParams) -> Vec<SelectorReques
         if let Ok(inner) = grid_of_children(expr, &grid, params)
             && inner.count > 0
         {
-            open.extend(expr.children().into_iter().rev().map(|child| (child, inner)));
+            let children = read_children(expr).into_iter().rev();
+            open.extend(children.map(|child| (child, once_if_invariant(child, inner))));
         }
     }
     requests
@@ -37,8 +41,30 @@ fn request_of_node(
             let range_ms = positive_duration(&matrix.range, params)?;
             Some(request_of(&matrix.selector, range_ms, grid, params))
         }
+        ExprKind::Call(call) if call.function.id == FunctionId::Info => {
+            Some(info_request(&call.args, grid, params))
+        }
         _ => None,
     })
+}
+
+/// The steps at which evaluation looks at an operand. Of a chain of operators it looks at the ends only, as
+/// chains may be long.
+fn once_if_invariant(expr: &Expr, grid: Grid) -> Grid {
+    let looked_at = !matches!(
+        expr.kind,
+        ExprKind::Binary(_) | ExprKind::MatrixSelector(_) | ExprKind::Subquery(_) | ExprKind::Number(_)
+    );
+    if grid.count > 1 && looked_at && is_step_invariant(expr) { Grid { count: 1, ..grid } } else { grid }
+}
+
+/// The operands that are evaluated. The second argument of `info` is not: it selects labels.
+fn read_children(expr: &Expr) -> Vec<&Expr> {
+    let mut children = expr.children();
+    if matches!(&expr.kind, ExprKind::Call(call) if call.function.id == FunctionId::Info) {
+        children.truncate(1);
+    }
+    children
 }
 
 fn grid_of_children(expr: &Expr, grid: &Grid, params: &EvalParams) -> Result<Grid, EvalError> {

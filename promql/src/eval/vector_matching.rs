@@ -12,12 +12,14 @@ use saturn_model::{Labels, METRIC_NAME};
 
 use crate::ast::{Binary, BinaryOp, Cardinality, VectorMatching};
 use crate::error::EvalError;
-use crate::eval::binary::{drops_name, element_result};
-use crate::eval::block::Block;
+use crate::eval::block::{Block, Cell, SeriesName};
+use crate::eval::element::{ElementRemark, combine};
 use crate::eval::engine::Evaluator;
 use crate::eval::grid::Grid;
 use crate::eval::names::{BlockBuilder, Duplicates, keep_labels, merge_duplicates, without_metadata};
+use crate::eval::params::SampleValue;
 use crate::go_text::quote;
+use crate::span::Span;
 
 /// The series of both sides that have one signature, as indexes.
 #[derive(Default)]
@@ -32,14 +34,14 @@ impl Evaluator<'_> {
     pub(super) fn vectors(
         &self,
         binary: &Binary,
-        left: &Block,
-        right: &Block,
+        span: Span,
+        (left, right): (&Block, &Block),
         grid: &Grid,
     ) -> Result<Block, EvalError> {
         match binary.op {
             BinaryOp::And | BinaryOp::Unless => self.intersect(binary, left, right),
             BinaryOp::Or => self.unite(&binary.matching, left, right),
-            _ => self.pair(binary, left, right, grid),
+            _ => self.pair(binary, span, (left, right), grid),
         }
     }
 
@@ -84,29 +86,46 @@ impl Evaluator<'_> {
         merge_duplicates(result, Duplicates::MergeDisjoint)
     }
 
-    /// Arithmetic and comparison: each series with its partner.
-    fn pair(&self, binary: &Binary, left: &Block, right: &Block, grid: &Grid) -> Result<Block, EvalError> {
+    /// Arithmetic, comparison and trimming: each series with its partner.
+    fn pair(
+        &self,
+        binary: &Binary,
+        span: Span,
+        (left, right): (&Block, &Block),
+        grid: &Grid,
+    ) -> Result<Block, EvalError> {
         let swapped = binary.matching.cardinality == Cardinality::OneToMany;
         let (many, one) = if swapped { (right, left) } else { (left, right) };
-        let both_sides: Vec<bool> =
-            (0..grid.count).map(|step| many.any_at(step) && one.any_at(step)).collect();
+        let fill = binary.matching.fill;
+        let fills = fill.left.is_some() || fill.right.is_some();
+        // Where one side is empty, nothing matches and nothing is looked at, unless values are filled in.
+        let looked_at = (0..grid.count).filter(|step| {
+            let (many, one) = (many.any_at(*step), one.any_at(*step));
+            (many && one) || (fills && (many || one))
+        });
         let mut pairing = Pairing {
             binary,
             many,
             one,
             swapped,
             delays_name_removal: self.delays_name_removal(),
+            steps: looked_at.collect(),
             result: BlockBuilder::new(left.like()),
+            remarks: HashMap::new(),
         };
         for (signature, partners) in group_partners(many, one, &binary.matching) {
             self.check_cancelled()?;
-            pairing.add(&signature, &partners, &both_sides)?;
+            pairing.add(&signature, &partners)?;
+        }
+        // Of each step only the last remark counts.
+        for (_, remark) in pairing.remarks.into_values() {
+            remark.add_to(&mut self.annotations.borrow_mut(), binary.op, span);
         }
         Ok(pairing.result.block)
     }
 }
 
-/// The work on one arithmetic or comparison operation.
+/// The work on one operation.
 struct Pairing<'a> {
     binary: &'a Binary,
     many: &'a Block,
@@ -114,33 +133,36 @@ struct Pairing<'a> {
     /// Whether the many side is the right one.
     swapped: bool,
     delays_name_removal: bool,
+    /// The steps that are looked at.
+    steps: Vec<usize>,
     result: BlockBuilder,
+    /// The last remark of each step, and the place of the series that it is about.
+    remarks: HashMap<usize, (usize, ElementRemark)>,
 }
 
+/// A series of both sides; a side without one is filled.
+type Pair = (Option<usize>, Option<usize>);
+
 impl Pairing<'_> {
-    fn add(&mut self, signature: &Labels, partners: &Partners, both_sides: &[bool]) -> Result<(), EvalError> {
+    fn add(&mut self, signature: &Labels, partners: &Partners) -> Result<(), EvalError> {
         let mut rows = HashMap::new();
-        for (step, _) in both_sides.iter().enumerate().filter(|(_, both)| **both) {
-            let Some(one) = self.only_one(signature, &partners.one, step)? else {
-                continue;
-            };
-            // Results of this step, to find two of the many side that would be the same.
-            let mut used = Vec::new();
-            for many in &partners.many {
-                if !self.many.row(*many).present[step] {
-                    continue;
-                }
-                let row = match rows.get(&(*many, one)) {
-                    Some(row) => *row,
-                    None => {
-                        let row = self.result_row(*many, one)?;
-                        rows.insert((*many, one), row);
-                        row
+        // Results of one step, to find two of the many side that would be the same.
+        let mut used = Vec::new();
+        // Like Prometheus, `fill_left` and `fill_right` mean the sides after `group_right` has swapped them.
+        let fill = self.binary.matching.fill;
+        for at in 0..self.steps.len() {
+            let step = self.steps[at];
+            used.clear();
+            let one = self.only_one(signature, &partners.one, step)?;
+            if one.is_some() || fill.right.is_some() {
+                for many in &partners.many {
+                    if self.many.row(*many).present[step] {
+                        self.set((Some(*many), one), step, signature, (&mut rows, &mut used))?;
                     }
-                };
-                self.check_unique(row, &used)?;
-                used.push(row);
-                self.set(row, step, *many, one)?;
+                }
+            }
+            if used.is_empty() && one.is_some() && fill.left.is_some() {
+                self.set((None, one), step, signature, (&mut rows, &mut used))?;
             }
         }
         Ok(())
@@ -187,21 +209,56 @@ impl Pairing<'_> {
         Ok(())
     }
 
-    fn set(&mut self, row: usize, step: usize, many: usize, one: usize) -> Result<(), EvalError> {
-        let (many, one) = (self.many.row(many).values[step], self.one.row(one).values[step]);
+    /// Computes the result of one pair at one step.
+    fn set(
+        &mut self,
+        pair: Pair,
+        step: usize,
+        signature: &Labels,
+        (rows, used): (&mut HashMap<Pair, usize>, &mut Vec<usize>),
+    ) -> Result<(), EvalError> {
+        let fill = self.binary.matching.fill;
+        let filled = |value: Option<f64>| value.map(Cell::Float);
+        let many = pair.0.map_or_else(|| filled(fill.left), |index| self.many.row(index).get(step));
+        let one = pair.1.map_or_else(|| filled(fill.right), |index| self.one.row(index).get(step));
+        let (Some(many), Some(one)) = (many, one) else { return Ok(()) };
         let (left, right) = if self.swapped { (one, many) } else { (many, one) };
-        match element_result(self.binary.op, left, right, self.binary.return_bool) {
-            Some(value) => self.result.set(row, step, value),
-            None => Ok(()),
+        let outcome = combine(self.binary.op, left, right);
+        if let Some(remark) = outcome.value.as_ref().err().copied().or(outcome.remark) {
+            // Filled series come after all others.
+            let place = pair.0.unwrap_or_else(|| self.many.len() + pair.1.unwrap_or(0));
+            let last = self.remarks.entry(step).or_insert((place, remark));
+            if place >= last.0 {
+                *last = (place, remark);
+            }
+        }
+        let Ok(value) = outcome.value else { return Ok(()) };
+        let row = match rows.get(&pair) {
+            Some(row) => *row,
+            None => {
+                let row = self.result_row(pair, signature)?;
+                rows.insert(pair, row);
+                row
+            }
+        };
+        // Also what a comparison then filters out has to be unique.
+        self.check_unique(row, used)?;
+        used.push(row);
+        match self.binary.return_bool {
+            true => self.result.set(row, step, SampleValue::Float(f64::from(u8::from(outcome.holds)))),
+            false if outcome.holds => self.result.set(row, step, value),
+            false => Ok(()),
         }
     }
 
-    fn result_row(&mut self, many: usize, one: usize) -> Result<usize, EvalError> {
-        let (many, one) = (&self.many.names[many], &self.one.names[one]);
-        let arithmetic = !self.binary.op.is_comparison();
+    fn result_row(&mut self, pair: Pair, signature: &Labels) -> Result<usize, EvalError> {
+        let filled = SeriesName::from(signature.clone());
+        let many = pair.0.map_or(&filled, |index| &self.many.names[index]);
+        let one = pair.1.map_or(&filled, |index| &self.one.names[index]);
+        let arithmetic = self.binary.op.is_arithmetic();
         let mut labels = result_labels(&many.labels, &one.labels, &self.binary.matching, arithmetic);
         let mut drop_name = many.drop_name && !arithmetic;
-        if self.binary.return_bool && drops_name(self.binary) {
+        if self.binary.return_bool {
             if self.delays_name_removal {
                 drop_name = true;
             } else {

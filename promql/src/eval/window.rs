@@ -1,15 +1,22 @@
 //! Range selectors and subqueries: for each series and step the samples in `(end - range, end]`.
+//!
+//! `anchored` and `smoothed` selectors also see what lies up to one lookback before the range, `smoothed` ones
+//! one lookback after it.
 
 use std::sync::Arc;
 
-use saturn_model::{METRIC_NAME, SeriesColumns, is_stale_nan};
+use saturn_model::{
+    CounterResetHint, Histogram, HistogramColumns, Labels, METRIC_NAME, SeriesColumns, is_stale_nan,
+};
 
-use crate::ast::{Expr, ExprKind, MatrixSelector, Subquery};
+use crate::ast::{Expr, ExprKind, Extension, MatrixSelector, Subquery};
 use crate::error::EvalError;
-use crate::eval::block::{Block, Charge, Row, SeriesName};
-use crate::eval::engine::Evaluator;
-use crate::eval::grid::{Grid, Reference, positive_duration, request_of, subquery_grid};
-use crate::eval::select::{advance, sample_count, sorted_by_labels};
+use crate::eval::block::{Block, Cell, Charge, Column, Row, SeriesName};
+use crate::eval::engine::{Evaluator, ResetHints};
+use crate::eval::grid::{Grid, Reach, Reference, positive_duration, request_of, subquery_grid};
+use crate::eval::params::{SampleValue, StartTimestamps};
+use crate::eval::select::{advance, sample_cost, sorted_by_labels};
+use crate::histogram::detect_reset;
 
 /// How many steps and samples are handled before cancellation is looked at again.
 const WORK_BETWEEN_CHECKS: usize = 1 << 18;
@@ -17,14 +24,35 @@ const WORK_BETWEEN_CHECKS: usize = 1 << 18;
 /// The samples that a range function sees at one step. Never empty.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window<'a> {
+    /// Times of the floats.
     pub(super) timestamps: &'a [i64],
     pub(super) values: &'a [f64],
+    /// Start timestamps of the floats, or empty if none are known or wanted.
+    pub(super) starts: &'a [i64],
+    pub(super) histograms: HistogramWindow<'a>,
     /// The step's own time.
     pub(super) time: i64,
-    /// Where the window begins, exclusive.
+    /// Where the range begins, exclusive.
     pub(super) start: i64,
-    /// Where the window ends, inclusive.
+    /// Where the range ends, inclusive.
     pub(super) end: i64,
+}
+
+/// The native histograms of a window.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct HistogramWindow<'a> {
+    pub(super) timestamps: &'a [i64],
+    pub(super) values: &'a [Arc<Histogram>],
+    pub(super) starts: &'a [i64],
+}
+
+/// One sample of a window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WindowSample<'a> {
+    pub(super) timestamp: i64,
+    /// 0 if it is not known.
+    pub(super) start: i64,
+    pub(super) cell: Cell<'a>,
 }
 
 /// All samples that a range selector or subquery may need, series by series.
@@ -32,6 +60,9 @@ pub(super) struct Ranges {
     series: Vec<RangeSeries>,
     reference: Reference,
     range_ms: i64,
+    reach: Reach,
+    pub(super) extension: Option<Extension>,
+    starts: StartTimestamps,
     /// Holds the samples' place in the budget.
     _charge: Charge,
 }
@@ -45,15 +76,89 @@ enum Samples {
     /// As the source gave them.
     Shared(Arc<[SeriesColumns]>, usize),
     /// Computed, or cleaned of stale markers.
-    Owned(Vec<i64>, Vec<f64>),
+    Owned(Box<SeriesColumns>),
 }
 
 impl Samples {
-    fn columns(&self) -> (&[i64], &[f64]) {
+    fn columns(&self) -> &SeriesColumns {
         match self {
-            Samples::Shared(selected, index) => (&selected[*index].timestamps, &selected[*index].values),
-            Samples::Owned(timestamps, values) => (timestamps, values),
+            Samples::Shared(selected, index) => &selected[*index],
+            Samples::Owned(columns) => columns,
         }
+    }
+}
+
+impl<'a> Window<'a> {
+    /// The samples as a series without labels.
+    pub(super) fn to_columns(self) -> SeriesColumns {
+        let mut columns =
+            SeriesColumns::floats(Labels::empty(), self.timestamps.to_vec(), self.values.to_vec());
+        columns.histograms.timestamps = self.histograms.timestamps.to_vec();
+        columns.histograms.values = self.histograms.values.to_vec();
+        columns
+    }
+
+    /// All samples by time.
+    pub(super) fn samples(self) -> impl Iterator<Item = WindowSample<'a>> {
+        let (mut float, mut histogram) = (0, 0);
+        std::iter::from_fn(move || {
+            let histograms = self.histograms;
+            let float_is_next = match (self.timestamps.get(float), histograms.timestamps.get(histogram)) {
+                (Some(float), Some(histogram)) => float < histogram,
+                (float, None) => float.map(|_| true)?,
+                (None, Some(_)) => false,
+            };
+            let at = if float_is_next { &mut float } else { &mut histogram };
+            let index = *at;
+            *at += 1;
+            Some(if float_is_next { self.float(index) } else { histograms.sample(index) })
+        })
+    }
+
+    /// The float at `index`.
+    pub(super) fn float(&self, index: usize) -> WindowSample<'a> {
+        WindowSample {
+            timestamp: self.timestamps[index],
+            start: self.starts.get(index).copied().unwrap_or(0),
+            cell: Cell::Float(self.values[index]),
+        }
+    }
+
+    /// The newest sample.
+    pub(super) fn last(self) -> Option<WindowSample<'a>> {
+        let float = self.values.len().checked_sub(1).map(|index| self.float(index));
+        let histogram =
+            self.histograms.values.len().checked_sub(1).map(|index| self.histograms.sample(index));
+        float.into_iter().chain(histogram).max_by_key(|sample| sample.timestamp)
+    }
+
+    /// The newest two samples, the older one first.
+    pub(super) fn last_two(self) -> Option<[WindowSample<'a>; 2]> {
+        let (floats, histograms) = (self.values.len(), self.histograms.values.len());
+        let last_floats = (floats.saturating_sub(2)..floats).map(|index| self.float(index));
+        let last_histograms =
+            (histograms.saturating_sub(2)..histograms).map(|index| self.histograms.sample(index));
+        let mut newest: Vec<WindowSample<'a>> = last_floats.chain(last_histograms).collect();
+        newest.sort_by_key(|sample| sample.timestamp);
+        match newest.as_slice() {
+            [.., before, last] => Some([*before, *last]),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> HistogramWindow<'a> {
+    /// The histogram at `index`.
+    pub(super) fn sample(&self, index: usize) -> WindowSample<'a> {
+        WindowSample {
+            timestamp: self.timestamps[index],
+            start: self.starts.get(index).copied().unwrap_or(0),
+            cell: Cell::Histogram(&self.values[index]),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.values.is_empty()
     }
 }
 
@@ -70,23 +175,34 @@ impl Evaluator<'_> {
     fn ranges_of_selector(&self, matrix: &MatrixSelector, grid: &Grid) -> Result<Ranges, EvalError> {
         let range_ms = positive_duration(&matrix.range, self.params)?;
         let reference = Reference::new(&matrix.selector.time, self.params);
+        let extension = matrix.selector.extension;
         let mut charge = self.budget.charge();
         let mut series = Vec::new();
         if grid.count > 0 {
             let request = request_of(&matrix.selector, range_ms, grid, self.params);
             let selected = self.source.select(&request)?;
-            charge.grow(sample_count(&selected))?;
+            charge.grow(sample_cost(&selected))?;
             for index in sorted_by_labels(&selected) {
                 self.check_cancelled()?;
                 let columns = &selected[index];
-                let samples = match columns.values.iter().any(|value| is_stale_nan(*value)) {
-                    false => Samples::Shared(Arc::clone(&selected), index),
-                    true => without_stale_markers(columns),
+                let detected = match self.resets.get() {
+                    ResetHints::Detected => with_detected_resets(columns),
+                    ResetHints::FromSource => None,
+                };
+                let seen = detected.as_ref().unwrap_or(columns);
+                let samples = match (has_stale_markers(seen), detected.is_some()) {
+                    (true, _) => Samples::Owned(Box::new(without_stale_markers(seen))),
+                    (false, true) => Samples::Owned(Box::new(seen.clone())),
+                    (false, false) => Samples::Shared(Arc::clone(&selected), index),
                 };
                 series.push(RangeSeries { name: columns.labels.clone().into(), samples });
             }
         }
-        Ok(Ranges { series, reference, range_ms, _charge: charge })
+        // The extended forms do not know start timestamps.
+        let starts =
+            if extension.is_none() { self.params.start_timestamps } else { StartTimestamps::Ignored };
+        let reach = Reach::of(extension, self.params);
+        Ok(Ranges { series, reference, range_ms, reach, extension, starts, _charge: charge })
     }
 
     fn ranges_of_subquery(&self, subquery: &Subquery, grid: &Grid) -> Result<Ranges, EvalError> {
@@ -96,31 +212,115 @@ impl Evaluator<'_> {
         let mut series = Vec::new();
         let inner_grid = subquery_grid(subquery, grid, self.params)?;
         if grid.count > 0 && inner_grid.count > 0 {
-            let block = self.vector(&subquery.expr, &inner_grid)?;
+            let evaluate = || self.vector(&subquery.expr, &inner_grid);
+            let block = self.with_resets(ResetHints::FromSource, evaluate)?;
             for (name, row) in block.rows() {
                 self.check_cancelled()?;
-                let (timestamps, values): (Vec<i64>, Vec<f64>) =
-                    row.cells().map(|(step, value)| (inner_grid.time(step), value)).unzip();
-                charge.grow(timestamps.len())?;
-                series.push(RangeSeries { name: name.clone(), samples: Samples::Owned(timestamps, values) });
+                let mut columns = samples_of_row(row, &inner_grid);
+                forget_resets(&mut columns);
+                charge.grow(columns.len())?;
+                series.push(RangeSeries { name: name.clone(), samples: Samples::Owned(Box::new(columns)) });
             }
         }
-        Ok(Ranges { series, reference, range_ms, _charge: charge })
+        let (reach, starts) = (Reach::default(), StartTimestamps::Ignored);
+        Ok(Ranges { series, reference, range_ms, reach, extension: None, starts, _charge: charge })
     }
 }
 
-fn without_stale_markers(columns: &SeriesColumns) -> Samples {
-    let samples = columns.timestamps.iter().zip(&columns.values);
-    let (timestamps, values) = samples.filter(|(_, value)| !is_stale_nan(**value)).unzip();
-    Samples::Owned(timestamps, values)
+/// A row as samples.
+pub(super) fn samples_of_row(row: Row<'_>, grid: &Grid) -> SeriesColumns {
+    let (timestamps, values) = row.floats().map(|(step, value)| (grid.time(step), value)).unzip();
+    let mut columns = SeriesColumns { timestamps, values, ..SeriesColumns::default() };
+    for (step, histogram) in row.histograms() {
+        columns.histograms.push(grid.time(step), Arc::clone(histogram));
+    }
+    columns
+}
+
+/// What histograms say about the sample before them is not true for the steps of a subquery.
+fn forget_resets(columns: &mut SeriesColumns) {
+    for histogram in &mut columns.histograms.values {
+        if matches!(histogram.hint, CounterResetHint::Reset | CounterResetHint::NotReset) {
+            let hint = CounterResetHint::Unknown;
+            *histogram = Arc::new(Histogram { hint, ..Histogram::clone(histogram) });
+        }
+    }
+}
+
+/// A series whose histograms say whether there was a counter reset before them, where that can be seen.
+/// Nothing if they say so already.
+pub(super) fn with_detected_resets(columns: &SeriesColumns) -> Option<SeriesColumns> {
+    let is_unknown = |histogram: &Arc<Histogram>| histogram.hint == CounterResetHint::Unknown;
+    if !columns.histograms.values.iter().skip(1).any(is_unknown) {
+        return None;
+    }
+    let mut detected = columns.clone();
+    let samples = &columns.histograms;
+    for index in 1..samples.values.len() {
+        let (before, current) = (&samples.values[index - 1], &samples.values[index]);
+        let (from, to) = (samples.timestamps[index - 1], samples.timestamps[index]);
+        // A float in between hides the histogram before.
+        let floats_until = |time| columns.timestamps.partition_point(|t| *t < time);
+        let hidden = floats_until(from) != floats_until(to);
+        if is_unknown(current) && !hidden && !before.is_stale() && !current.is_stale() {
+            let hint = match detect_reset(current, before) {
+                true => CounterResetHint::Reset,
+                false => CounterResetHint::NotReset,
+            };
+            detected.histograms.values[index] = Arc::new(Histogram { hint, ..Histogram::clone(current) });
+        }
+    }
+    Some(detected)
+}
+
+pub(super) fn has_stale_markers(columns: &SeriesColumns) -> bool {
+    columns.values.iter().any(|value| is_stale_nan(*value))
+        || columns.histograms.values.iter().any(|histogram| histogram.is_stale())
+}
+
+pub(super) fn without_stale_markers(columns: &SeriesColumns) -> SeriesColumns {
+    fn kept<T: Clone>(column: &[T], keep: &[bool]) -> Vec<T> {
+        column.iter().zip(keep).filter(|(_, keep)| **keep).map(|(value, _)| value.clone()).collect()
+    }
+    let keep: Vec<bool> = columns.values.iter().map(|value| !is_stale_nan(*value)).collect();
+    let histograms = &columns.histograms;
+    let keep_histograms: Vec<bool> =
+        histograms.values.iter().map(|histogram| !histogram.is_stale()).collect();
+    SeriesColumns {
+        labels: columns.labels.clone(),
+        timestamps: kept(&columns.timestamps, &keep),
+        values: kept(&columns.values, &keep),
+        start_timestamps: kept(&columns.start_timestamps, &keep),
+        histograms: HistogramColumns {
+            timestamps: kept(&histograms.timestamps, &keep_histograms),
+            values: kept(&histograms.values, &keep_histograms),
+            start_timestamps: kept(&histograms.start_timestamps, &keep_histograms),
+        },
+    }
+}
+
+/// A part of a column of times that only ever moves forward.
+#[derive(Clone, Copy, Default)]
+struct Slider {
+    first: usize,
+    past: usize,
+}
+
+impl Slider {
+    /// Moves to the times in `(after, until]`.
+    fn slide(&mut self, timestamps: &[i64], after: i64, until: i64) {
+        self.first += advance(&timestamps[self.first..], after);
+        self.past = self.past.max(self.first);
+        self.past += advance(&timestamps[self.past..], until);
+    }
+
+    fn of<T>(self, column: &[T]) -> &[T] {
+        // Columns of start timestamps are empty if none is known.
+        column.get(self.first..self.past).unwrap_or_default()
+    }
 }
 
 impl Ranges {
-    /// The range in milliseconds.
-    pub(super) fn range_ms(&self) -> i64 {
-        self.range_ms
-    }
-
     /// Calls `visit` for every window that has samples, series after series, steps ascending.
     pub(super) fn for_each_window(
         &self,
@@ -135,7 +335,7 @@ impl Ranges {
         Ok(())
     }
 
-    /// Slides the window along one series. Both ends only ever move forward.
+    /// Slides the window along one series.
     fn slide(
         &self,
         series: &RangeSeries,
@@ -143,25 +343,37 @@ impl Ranges {
         grid: &Grid,
         mut visit: impl FnMut(usize, Window<'_>) -> Result<(), EvalError>,
     ) -> Result<(), EvalError> {
-        let (timestamps, values) = series.samples.columns();
-        let (mut first, mut past) = (0, 0);
+        let columns = series.samples.columns();
+        let histograms = &columns.histograms;
+        let (starts, histogram_starts): (&[i64], &[i64]) = match self.starts {
+            StartTimestamps::Used => (&columns.start_timestamps, &histograms.start_timestamps),
+            StartTimestamps::Ignored => (&[], &[]),
+        };
+        let (mut floats, mut hists) = (Slider::default(), Slider::default());
         // One series of many steps and long windows can be most of a query's work.
         let mut work = 0;
         for (step, time) in grid.times().enumerate() {
-            work += 1 + past - first;
+            work += 1 + (floats.past - floats.first) + (hists.past - hists.first);
             if work > WORK_BETWEEN_CHECKS {
                 evaluator.check_cancelled()?;
                 work = 0;
             }
             let end = self.reference.at(time);
             let start = end.saturating_sub(self.range_ms);
-            first += advance(&timestamps[first..], start);
-            past = past.max(first);
-            past += advance(&timestamps[past..], end);
-            if first < past {
+            let after = start.saturating_sub(self.reach.back_ms);
+            let until = end.saturating_add(self.reach.ahead_ms);
+            floats.slide(&columns.timestamps, after, until);
+            hists.slide(&histograms.timestamps, after, until);
+            if floats.first < floats.past || hists.first < hists.past {
                 let window = Window {
-                    timestamps: &timestamps[first..past],
-                    values: &values[first..past],
+                    timestamps: floats.of(&columns.timestamps),
+                    values: floats.of(&columns.values),
+                    starts: floats.of(starts),
+                    histograms: HistogramWindow {
+                        timestamps: hists.of(&histograms.timestamps),
+                        values: hists.of(&histograms.values),
+                        starts: hists.of(histogram_starts),
+                    },
                     time,
                     start,
                     end,
@@ -173,30 +385,25 @@ impl Ranges {
     }
 
     /// Computes one value per window. Series without any value are left out. Names stay as they are.
-    /// `after_series` sees the name of each series that has values.
     pub(super) fn map_windows(
         &self,
         evaluator: &Evaluator<'_>,
         grid: &Grid,
-        mut compute: impl FnMut(usize, Window<'_>) -> Option<f64>,
-        mut after_series: impl FnMut(&SeriesName),
+        mut compute: impl FnMut(&SeriesName, usize, Window<'_>) -> Option<SampleValue>,
     ) -> Result<Block, EvalError> {
         let mut block = Block::new(grid.count, &evaluator.budget);
-        let (mut values, mut present) = (vec![0.0; grid.count], vec![false; grid.count]);
+        let mut column = Column::new(grid.count);
         for series in &self.series {
             evaluator.check_cancelled()?;
-            present.fill(false);
+            column.clear();
             self.slide(series, evaluator, grid, |step, window| {
-                if let Some(value) = compute(step, window) {
-                    values[step] = value;
-                    present[step] = true;
+                if let Some(value) = compute(&series.name, step, window) {
+                    column.set(step, value);
                 }
                 Ok(())
             })?;
-            let row = Row { values: &values, present: &present };
-            if !row.is_empty() {
-                block.push_row(series.name.clone(), row)?;
-                after_series(&series.name);
+            if !column.as_row().is_empty() {
+                block.push_row(series.name.clone(), column.as_row())?;
             }
         }
         Ok(block)

@@ -506,6 +506,20 @@ impl BinaryOp {
         )
     }
 
+    /// `+`, `-`, `*` and their like: operators whose result is a new metric.
+    pub fn is_arithmetic(self) -> bool {
+        matches!(
+            self,
+            BinaryOp::Add
+                | BinaryOp::Subtract
+                | BinaryOp::Multiply
+                | BinaryOp::Divide
+                | BinaryOp::Modulo
+                | BinaryOp::Power
+                | BinaryOp::Atan2
+        )
+    }
+
     /// `and`, `or`, `unless`.
     pub fn is_set(self) -> bool {
         matches!(self, BinaryOp::And | BinaryOp::Or | BinaryOp::Unless)

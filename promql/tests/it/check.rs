@@ -1,12 +1,13 @@
 //! Compares answers with what a script expects.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use saturn_model::{Labels, SeriesColumns, is_stale_nan};
-use saturn_promql::{Annotations, Value};
+use saturn_model::{Histogram, Labels, SeriesColumns, is_stale_nan};
+use saturn_promql::{Annotations, SampleValue, Value};
 
 use crate::script::{Eval, Expected, Steps, TextMatch};
-use crate::series::Sequence;
+use crate::series::{Item, Literal};
 
 /// The tolerance of Prometheus's own runner.
 const TOLERANCE: f64 = 1e-6;
@@ -24,7 +25,8 @@ pub(crate) fn check_value(value: &Value, eval: &Eval) -> Result<(), String> {
             wanted => Err(format!("got string {value:?}, want {wanted:?}")),
         },
         Value::Vector(samples) => {
-            let pairs = samples.iter().map(|sample| (&sample.labels, sample.value)).collect::<Vec<_>>();
+            let pairs =
+                samples.iter().map(|sample| (&sample.labels, sample.value.clone())).collect::<Vec<_>>();
             check_vector(&pairs, expected)
         }
         Value::Matrix(series) => {
@@ -45,41 +47,36 @@ pub(crate) fn check_column(value: &Value, time: i64, expected: &Expected) -> Res
     if expected.ordered {
         return Ok(());
     }
-    let at = |series: &SeriesColumns| {
-        let index = series.timestamps.binary_search(&time).ok()?;
-        Some(series.values[index])
-    };
-    let pairs: Vec<(&Labels, f64)> = series.iter().filter_map(|s| Some((&s.labels, at(s)?))).collect();
+    let at = |series: &SeriesColumns| points(series).remove(&time);
+    let pairs: Vec<(&Labels, SampleValue)> =
+        series.iter().filter_map(|s| Some((&s.labels, at(s)?))).collect();
     match expected.scalar {
         None => check_vector(&pairs, expected),
         Some(wanted) => match pairs.as_slice() {
-            [(_, got)] if almost_equal(*got, wanted) => Ok(()),
+            [(_, SampleValue::Float(got))] if almost_equal(*got, wanted) => Ok(()),
             _ => Err(format!("range: got {pairs:?}, want {wanted}")),
         },
     }
 }
 
-fn check_vector(samples: &[(&Labels, f64)], expected: &Expected) -> Result<(), String> {
+fn check_vector(samples: &[(&Labels, SampleValue)], expected: &Expected) -> Result<(), String> {
     if expected.scalar.is_some() || expected.string.is_some() {
         return Err("got a vector, want a scalar or string".into());
     }
     let mut wanted = BTreeMap::new();
     for (place, line) in expected.series.iter().enumerate() {
-        wanted.insert(&line.labels, (place, &line.sequence));
+        wanted.insert(&line.labels, (place, &line.values));
     }
     for (place, (labels, value)) in samples.iter().enumerate() {
-        let Some((wanted_place, sequence)) = wanted.remove(labels) else {
-            return Err(format!("unexpected {labels} {value}"));
+        let Some((wanted_place, values)) = wanted.remove(labels) else {
+            return Err(format!("unexpected {labels} {value:?}"));
         };
         if expected.ordered && wanted_place != place {
             return Err(format!("{labels} is at place {place}, want {wanted_place}"));
         }
-        match sequence {
-            Sequence::Floats(values) => match values.first() {
-                Some(Some(wanted)) if almost_equal(*wanted, *value) => {}
-                other => return Err(format!("{labels}: got {value}, want {other:?}")),
-            },
-            Sequence::Histograms => return Err(format!("{labels}: got {value}, want a histogram")),
+        match values.first() {
+            Some(Some(wanted)) if is_expected(value, wanted) => {}
+            other => return Err(format!("{labels}: got {value:?}, want {other:?}")),
         }
     }
     match wanted.keys().next() {
@@ -96,33 +93,71 @@ fn check_matrix(
     if !series.is_sorted_by(|a, b| a.labels < b.labels) {
         return Err("the matrix is not sorted, or has duplicates".into());
     }
-    let mut wanted: BTreeMap<&Labels, &Sequence> =
-        expected.series.iter().map(|line| (&line.labels, &line.sequence)).collect();
+    let mut wanted: BTreeMap<&Labels, &Vec<Option<Item>>> =
+        expected.series.iter().map(|line| (&line.labels, &line.values)).collect();
     for got in series {
         let labels = &got.labels;
-        let Some(Sequence::Floats(values)) = wanted.remove(labels) else {
-            return Err(format!("unexpected {labels} {:?}", got.values));
+        let Some(values) = wanted.remove(labels) else {
+            return Err(format!("unexpected {labels} {:?}", points(got)));
         };
         let times = (0..).map(|i| start + i * step);
-        let points: Vec<(i64, f64)> =
-            times.zip(values).filter_map(|(time, value)| Some((time, (*value)?))).collect();
-        if points.last().is_some_and(|(time, _)| *time > end) {
+        let wanted: Vec<(i64, &Item)> =
+            times.zip(values).filter_map(|(time, value)| Some((time, value.as_ref()?))).collect();
+        if wanted.last().is_some_and(|(time, _)| *time > end) {
             return Err(format!("expected value of {labels} after the end"));
         }
-        let same = points.len() == got.values.len()
-            && points
+        let points = points(got);
+        let same = points.len() == wanted.len()
+            && wanted
                 .iter()
-                .zip(got.timestamps.iter().zip(&got.values))
-                .all(|((time, value), (t, v))| time == t && almost_equal(*value, *v));
+                .zip(&points)
+                .all(|((time, item), (t, value))| time == t && is_expected(value, item));
         if !same {
-            let got: Vec<_> = got.timestamps.iter().zip(&got.values).collect();
-            return Err(format!("{labels}: got {got:?}, want {points:?}"));
+            return Err(format!("{labels}: got {points:?}, want {wanted:?}"));
         }
     }
     match wanted.keys().next() {
         Some(missing) => Err(format!("missing {missing}")),
         None => Ok(()),
     }
+}
+
+/// All samples of a series by time.
+fn points(series: &SeriesColumns) -> BTreeMap<i64, SampleValue> {
+    let floats = series.timestamps.iter().zip(&series.values);
+    let histograms = series.histograms.timestamps.iter().zip(&series.histograms.values);
+    floats
+        .map(|(time, value)| (*time, SampleValue::Float(*value)))
+        .chain(histograms.map(|(time, value)| (*time, SampleValue::Histogram(Arc::clone(value)))))
+        .collect()
+}
+
+fn is_expected(got: &SampleValue, wanted: &Item) -> bool {
+    match (got, wanted) {
+        (SampleValue::Float(got), Item::Float(wanted)) => almost_equal(*got, *wanted),
+        (SampleValue::Histogram(got), Item::Histogram(wanted)) => is_expected_histogram(got, wanted),
+        _ => false,
+    }
+}
+
+/// Compares histograms without their empty buckets, and hints only if one is wanted.
+fn is_expected_histogram(got: &Histogram, wanted: &Literal) -> bool {
+    let (mut got, mut other) = (got.clone(), wanted.histogram.clone());
+    got.compact();
+    other.compact();
+    let same_side = |a: &saturn_model::Buckets, b: &saturn_model::Buckets| {
+        a.counts().len() == b.counts().len()
+            && a.iter().zip(b.iter()).all(|(a, b)| a.0 == b.0 && almost_equal(a.1, b.1))
+    };
+    got.schema == other.schema
+        && almost_equal(got.count, other.count)
+        && almost_equal(got.sum, other.sum)
+        && almost_equal(got.zero_count, other.zero_count)
+        && got.zero_threshold == other.zero_threshold
+        && (!got.uses_custom_buckets() || got.custom_values == other.custom_values)
+        && same_side(&got.positive, &other.positive)
+        && same_side(&got.negative, &other.negative)
+        && (!wanted.hint_is_wanted || got.hint == other.hint)
 }
 
 /// Compares warnings and infos.

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use saturn_model::{Labels, SeriesColumns, TimestampMs, is_stale_nan};
 use saturn_promql::ast::{DurationExpr, DurationExprKind, DurationSetting, Expr, ExprKind, TimeModifiers};
 use saturn_promql::{
-    EvalParams, NameRemoval, Span, Value, evaluate, parse, parse_duration, parse_selector, selector_requests,
+    EvalParams, NameRemoval, SampleValue, Span, Value, evaluate, parse, parse_duration, parse_selector,
+    selector_requests,
 };
 
 use crate::check::almost_equal;
@@ -204,10 +205,11 @@ fn answer(expr: &Expr, params: &EvalParams, store: &Store) -> Result<Vec<SeriesC
         Value::Matrix(matrix) => Ok(matrix),
         Value::Vector(samples) => Ok(samples
             .into_iter()
-            .map(|s| SeriesColumns {
-                labels: s.labels,
-                timestamps: vec![s.timestamp.0],
-                values: vec![s.value],
+            .map(|s| match s.value {
+                SampleValue::Float(value) => {
+                    SeriesColumns::floats(s.labels, vec![s.timestamp.0], vec![value])
+                }
+                SampleValue::Histogram(histogram) => panic!("no histogram was stored: {histogram:?}"),
             })
             .collect()),
         other => Err(format!("not a vector: {other:?}")),
@@ -355,12 +357,12 @@ proptest! {
         let params = params(start * 7_000, count, step * 7_000);
         let matrix = answer(&parse(&query).expect("valid"), &params, &store).expect("no reason to fail");
         let mut wanted = Cells::new();
-        for (labels, samples) in store.series().iter().filter(|(l, _)| l.metric_name() == "n_total") {
+        for (labels, samples) in store.floats().filter(|(l, _)| l.metric_name() == "n_total") {
             let keeps_name = matches!(function, "last_over_time" | "first_over_time");
             let labels = if keeps_name { labels.clone() } else { labels.to_builder().remove("__name__").build() };
             for i in 0..count {
                 let time = params.start.0 + i * params.step_ms;
-                if let Some(value) = naive(function, samples, time - offset_s * 1000, range_s * 1000) {
+                if let Some(value) = naive(function, &samples, time - offset_s * 1000, range_s * 1000) {
                     wanted.insert((labels.as_encoded().to_owned(), time), value);
                 }
             }

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use saturn_model::TimestampMs;
 use saturn_promql::ast::{At, Expr, ExprKind};
-use saturn_promql::{EvalError, EvalParams, NameRemoval, QueryResult, evaluate, parse, selector_requests};
+use saturn_promql::{
+    EvalError, EvalParams, NameRemoval, QueryResult, StartTimestamps, evaluate, parse, selector_requests,
+};
 
 use crate::check::{check_annotations, check_column, check_value};
 use crate::script::{Command, CommandKind, Eval, parse_script};
-use crate::store::{Announced, Store, is_not_yet};
+use crate::store::{Announced, Store};
 
 /// Functions whose value depends on the evaluation time whatever `@` says.
 const UNPINNABLE: [&str; 15] = [
@@ -34,23 +36,9 @@ const UNPINNABLE: [&str; 15] = [
 #[derive(Debug, Default)]
 struct Score {
     passed: usize,
-    unsupported: usize,
     /// Queries run, the pinned and the range ones included.
     queries: usize,
     failures: Vec<String>,
-}
-
-/// Why an evaluation did not pass.
-enum Trouble {
-    /// It needs what is not evaluated yet.
-    Unsupported,
-    Failure(String),
-}
-
-impl From<String> for Trouble {
-    fn from(text: String) -> Self {
-        Trouble::Failure(text)
-    }
 }
 
 /// Scripts that come with the workspace's shared folder; they are not part of the project.
@@ -91,21 +79,18 @@ fn run_folder(folder: &Path, name_removal: NameRemoval) {
         let score = run_script(&text, name_removal);
         let name = path.file_name().expect("a script has a name").to_string_lossy().into_owned();
         report(&format!(
-            "{name}: {} passed, {} unsupported yet, {} failed ({} queries)",
+            "{name}: {} passed, {} failed ({} queries)",
             score.passed,
-            score.unsupported,
             score.failures.len(),
             score.queries
         ));
         total.passed += score.passed;
-        total.unsupported += score.unsupported;
         total.queries += score.queries;
         total.failures.extend(score.failures.into_iter().map(|failure| format!("{name}: {failure}")));
     }
     report(&format!(
-        "total: {} passed, {} unsupported yet, {} failed ({} queries)",
+        "total: {} passed, 0 unsupported, {} failed ({} queries)",
         total.passed,
-        total.unsupported,
         total.failures.len(),
         total.queries
     ));
@@ -125,11 +110,14 @@ fn run_script(text: &str, name_removal: NameRemoval) -> Score {
     for Command { line, kind } in commands {
         match kind {
             CommandKind::Clear => runner.store = Store::default(),
-            CommandKind::Load(load) => runner.store.load(&load),
+            CommandKind::Load(load) => {
+                if let Err(error) = runner.store.load(&load) {
+                    score.failures.push(format!("line {line}: {error}"));
+                }
+            }
             CommandKind::Eval(eval) => match runner.eval(&eval) {
                 Ok(()) => score.passed += 1,
-                Err(Trouble::Unsupported) => score.unsupported += 1,
-                Err(Trouble::Failure(text)) => {
+                Err(text) => {
                     score.failures.push(format!("line {line}: {}: {text}", eval.query));
                 }
             },
@@ -147,7 +135,7 @@ struct Runner {
 
 impl Runner {
     /// Runs an evaluation in all its variants.
-    fn eval(&mut self, eval: &Eval) -> Result<(), Trouble> {
+    fn eval(&mut self, eval: &Eval) -> Result<(), String> {
         let expr = parse(&eval.query).map_err(|e| e.to_string())?;
         if eval.step_ms != 0 {
             return self.check(&expr, &eval.query, eval, (eval.start_ms, eval.end_ms, eval.step_ms));
@@ -162,16 +150,14 @@ impl Runner {
         let times =
             if time == 0 { vec![-1000, 0, 1000] } else { vec![-10 * time, 0, time / 5, time, 10 * time] };
         for other in times {
-            self.check_instant(&pinned, &query, eval, other).map_err(|trouble| match trouble {
-                Trouble::Failure(text) => Trouble::Failure(format!("pinned as {query:?} at {other}: {text}")),
-                Trouble::Unsupported => Trouble::Unsupported,
-            })?;
+            self.check_instant(&pinned, &query, eval, other)
+                .map_err(|text| format!("pinned as {query:?} at {other}: {text}"))?;
         }
         Ok(())
     }
 
     /// Runs an instant query, then the range query around it.
-    fn check_instant(&mut self, expr: &Expr, query: &str, eval: &Eval, time: i64) -> Result<(), Trouble> {
+    fn check_instant(&mut self, expr: &Expr, query: &str, eval: &Eval, time: i64) -> Result<(), String> {
         self.check(expr, query, eval, (time, time, 0))?;
         let expected = &eval.expected;
         let depends_on_range = ["start()", "end()", "range()", "step()"].iter().any(|f| query.contains(f));
@@ -179,7 +165,7 @@ impl Runner {
         if failed || expected.range_vector.is_some() || expected.string.is_some() || depends_on_range {
             return Ok(());
         }
-        let result = self.run(expr, (time - 60_000, time + 60_000, 60_000))?;
+        let result = self.run(expr, (time - 60_000, time + 60_000, 60_000));
         let result = result.map_err(|e| format!("as a range query: {e}"))?;
         check_column(&result.value, time, expected).map_err(|e| format!("as a range query: {e}"))?;
         Ok(())
@@ -191,16 +177,16 @@ impl Runner {
         query: &str,
         eval: &Eval,
         steps: crate::script::Steps,
-    ) -> Result<(), Trouble> {
-        match (self.run(expr, steps)?, &eval.expected.fail) {
-            (Ok(_), Some(_)) => Err(Trouble::Failure("want a failure".into())),
+    ) -> Result<(), String> {
+        match (self.run(expr, steps), &eval.expected.fail) {
+            (Ok(_), Some(_)) => Err("want a failure".into()),
             (Ok(result), None) => {
                 check_annotations(&result.annotations, query, &eval.expected)?;
                 check_value(&result.value, eval)?;
                 Ok(())
             }
             (Err(error), Some(wanted)) if wanted.matches(&error.to_string()) => Ok(()),
-            (Err(error), _) => Err(Trouble::Failure(format!("failed: {error}"))),
+            (Err(error), _) => Err(format!("failed: {error}")),
         }
     }
 
@@ -208,17 +194,14 @@ impl Runner {
         &mut self,
         expr: &Expr,
         (start, end, step): crate::script::Steps,
-    ) -> Result<Result<QueryResult, EvalError>, Trouble> {
+    ) -> Result<QueryResult, EvalError> {
         self.queries += 1;
         let mut params = EvalParams::range(TimestampMs(start), TimestampMs(end), step);
         params.name_removal = self.name_removal;
+        params.start_timestamps = StartTimestamps::Used;
         params.samples_max = 10_000;
         let source = Announced { store: &self.store, requests: selector_requests(expr, &params) };
-        match evaluate(expr, &params, &source, &|| false) {
-            Err(EvalError::Unsupported { .. }) => Err(Trouble::Unsupported),
-            Err(EvalError::Source(error)) if is_not_yet(&error) => Err(Trouble::Unsupported),
-            result => Ok(result),
-        }
+        evaluate(expr, &params, &source, &|| false)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Reads scripts of the promqltest language.
 
+use saturn_model::Labels;
 use saturn_promql::parse_duration;
 
-use crate::series::{SeriesLine, number, parse_series_line, parse_text, split_metric};
+use crate::series::{SeriesLine, number, parse_metric, parse_series_line, parse_text, split_metric};
 
 /// One command and the line that it starts on.
 #[derive(Debug)]
@@ -25,8 +26,8 @@ pub(crate) struct Load {
     pub(crate) series: Vec<SeriesLine>,
     /// Whether native histograms are made of classic ones.
     pub(crate) with_native_histograms: bool,
-    /// Series that have start timestamps, as indexes into `series`.
-    pub(crate) with_start_timestamps: Vec<usize>,
+    /// Parallel to `series`: how far after a sample's own time its counter started, if that is known.
+    pub(crate) starts: Vec<Vec<Option<i64>>>,
 }
 
 /// A query and what is expected of it.
@@ -117,17 +118,61 @@ fn parse_load(head: &str, body: &[&str]) -> Result<Load, String> {
         interval_ms: duration(interval.trim())?,
         series: Vec::new(),
         with_native_histograms: command == "load_with_nhcb",
-        with_start_timestamps: Vec::new(),
+        starts: Vec::new(),
     };
+    let mut starts: Option<(Labels, Vec<Option<i64>>)> = None;
     for line in body {
-        let first_word = line.split_whitespace().next().unwrap_or("");
-        if first_word.ends_with("@st") {
-            load.with_start_timestamps.push(load.series.len());
-        } else {
-            load.series.push(parse_series_line(line)?);
+        let (first_word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        if let Some(metric) = first_word.strip_suffix("@st") {
+            starts = Some((parse_metric(metric)?, parse_starts(rest)?));
+            continue;
         }
+        let series = parse_series_line(line)?;
+        let starts = match starts.take() {
+            None => Vec::new(),
+            Some((labels, starts)) if labels == series.labels && starts.len() == series.values.len() => {
+                starts
+            }
+            Some((labels, _)) => {
+                return Err(format!("start timestamps of {labels} do not fit the next line"));
+            }
+        };
+        load.series.push(series);
+        load.starts.push(starts);
     }
     Ok(load)
+}
+
+/// `_`, `_x3`, `-1m`, `-1mx3`, `-30s-1mx2`
+fn parse_starts(text: &str) -> Result<Vec<Option<i64>>, String> {
+    let mut starts = Vec::new();
+    for item in text.split_whitespace() {
+        let (item, repeats) = match item.rsplit_once('x') {
+            Some((item, repeats)) => (item, Some(repeats.parse::<usize>().map_err(|e| e.to_string())?)),
+            None => (item, None),
+        };
+        if item == "_" {
+            starts.extend(std::iter::repeat_n(None, repeats.unwrap_or(1)));
+            continue;
+        }
+        let split = item[1..].find(['+', '-']).map_or(item.len(), |at| at + 1);
+        let (start, step) = item.split_at(split);
+        let (mut start, step) = (signed_duration(start)?, signed_duration(step)?);
+        for _ in 0..=repeats.unwrap_or(0) {
+            starts.push(Some(start));
+            start += step;
+        }
+    }
+    Ok(starts)
+}
+
+fn signed_duration(text: &str) -> Result<i64, String> {
+    match text.split_at_checked(1) {
+        None => Ok(0),
+        Some(("-", rest)) => Ok(-duration(rest)?),
+        Some(("+", rest)) => duration(rest),
+        Some(_) => duration(text),
+    }
 }
 
 fn parse_eval(head: &str, body: &[&str]) -> Result<Eval, String> {

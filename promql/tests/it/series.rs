@@ -1,35 +1,40 @@
 //! Series descriptions of the promqltest language: `name{a="b"} 0+10x5 _ stale`.
 
-use saturn_model::Labels;
+use std::sync::Arc;
+
+use saturn_model::{Buckets, CounterResetHint, Histogram, Labels};
 use saturn_promql::ast::ExprKind;
-use saturn_promql::{parse, parse_duration};
+use saturn_promql::{histogram_difference, histogram_sum, parse, parse_duration};
 
 /// The bits that mark a series as stale.
 const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
 
-/// The values of one series in a script.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Sequence {
-    /// One for each interval; `None` is a gap.
-    Floats(Vec<Option<f64>>),
-    /// Native histograms, which are not read.
-    Histograms,
+/// One value of a series in a script.
+#[derive(Clone, Debug)]
+pub(crate) enum Item {
+    Float(f64),
+    Histogram(Arc<Literal>),
 }
 
-/// A line of a script that describes a series.
+/// A histogram as written.
+#[derive(Clone, Debug)]
+pub(crate) struct Literal {
+    pub(crate) histogram: Histogram,
+    /// Whether a hint was written, which then has to be found in a result.
+    pub(crate) hint_is_wanted: bool,
+}
+
+/// A line of a script that describes a series: one value for each interval; `None` is a gap.
 #[derive(Clone, Debug)]
 pub(crate) struct SeriesLine {
     pub(crate) labels: Labels,
-    pub(crate) sequence: Sequence,
+    pub(crate) values: Vec<Option<Item>>,
 }
 
 /// Reads `name{a="b"} values`.
 pub(crate) fn parse_series_line(line: &str) -> Result<SeriesLine, String> {
     let (metric, values) = split_metric(line)?;
-    let labels = parse_metric(metric)?;
-    let sequence =
-        if values.contains("{{") { Sequence::Histograms } else { Sequence::Floats(parse_values(values)?) };
-    Ok(SeriesLine { labels, sequence })
+    Ok(SeriesLine { labels: parse_metric(metric)?, values: parse_values(values)? })
 }
 
 /// Splits a line after its label set.
@@ -54,7 +59,7 @@ pub(crate) fn split_metric(line: &str) -> Result<(&str, &str), String> {
     Err(format!("unclosed label set: {line}"))
 }
 
-fn parse_metric(metric: &str) -> Result<Labels, String> {
+pub(crate) fn parse_metric(metric: &str) -> Result<Labels, String> {
     let (name, inside) = match metric.split_once('{') {
         Some((name, rest)) => (name, rest.trim_end().trim_end_matches('}')),
         None => (metric, ""),
@@ -110,38 +115,141 @@ pub(crate) fn parse_text(literal: &str) -> Result<String, String> {
     }
 }
 
-fn parse_values(text: &str) -> Result<Vec<Option<f64>>, String> {
+fn parse_values(text: &str) -> Result<Vec<Option<Item>>, String> {
     let mut values = Vec::new();
-    for item in text.split_whitespace() {
-        parse_item(item, &mut values).ok_or_else(|| format!("bad value {item:?}"))?;
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let end = end_of_item(rest);
+        let (item, after) = rest.split_at(end);
+        parse_item(item, &mut values).map_err(|e| format!("bad value {item:?}: {e}"))?;
+        rest = after.trim_start();
     }
     Ok(values)
 }
 
-/// `_`, `_x3`, `stale`, `1`, `1x3`, `1+2x3`
-fn parse_item(item: &str, values: &mut Vec<Option<f64>>) -> Option<()> {
-    let (item, repeats) = match item.rsplit_once('x') {
-        Some((item, repeats)) => (item, Some(repeats.parse::<usize>().ok()?)),
+/// Items end at blanks, but histograms have blanks in them.
+fn end_of_item(text: &str) -> usize {
+    let mut depth = 0;
+    let end = text.char_indices().find(|(_, c)| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        depth == 0 && c.is_whitespace()
+    });
+    end.map_or(text.len(), |(at, _)| at)
+}
+
+/// `_`, `_x3`, `stale`, `1`, `1x3`, `1+2x3`, `{{count:1}}`, `{{count:1}}+{{count:2}}x3`
+fn parse_item(item: &str, values: &mut Vec<Option<Item>>) -> Result<(), String> {
+    let after_histogram = item.rfind('}').map_or(0, |at| at + 1);
+    let (item, repeats) = match item[after_histogram..].rfind('x') {
+        Some(at) => {
+            let (item, repeats) = item.split_at(after_histogram + at);
+            (item, Some(repeats[1..].parse::<usize>().map_err(|e| e.to_string())?))
+        }
         None => (item, None),
     };
     if item == "_" {
         values.extend(std::iter::repeat_n(None, repeats.unwrap_or(1)));
-        return Some(());
+        return Ok(());
+    }
+    let repeats = repeats.unwrap_or(0);
+    if item.starts_with("{{") {
+        return parse_histograms(item, repeats, values);
     }
     if item == "stale" {
-        let stale = f64::from_bits(STALE_NAN_BITS);
-        values.extend(std::iter::repeat_n(Some(stale), repeats.unwrap_or(0) + 1));
-        return Some(());
+        let stale = Item::Float(f64::from_bits(STALE_NAN_BITS));
+        values.extend(std::iter::repeat_n(Some(stale), repeats + 1));
+        return Ok(());
     }
     let (start, step) = split_sum(item);
-    let mut value = number(start)?;
-    let step = number(step)?;
-    for i in 0..=repeats.unwrap_or(0) {
+    let mut value = number(start).ok_or("no number")?;
+    let step = number(step).ok_or("no number")?;
+    for i in 0..=repeats {
         // By repeated addition, as Prometheus does.
         value = if i == 0 { value } else { value + step };
-        values.push(Some(value));
+        values.push(Some(Item::Float(value)));
     }
-    Some(())
+    Ok(())
+}
+
+fn parse_histograms(item: &str, repeats: usize, values: &mut Vec<Option<Item>>) -> Result<(), String> {
+    let end = item.find("}}").ok_or("unclosed histogram")? + 2;
+    let mut literal = parse_histogram(&item[..end])?;
+    let rest = &item[end..];
+    if rest.is_empty() {
+        let literal = Arc::new(literal);
+        values.extend(std::iter::repeat_n(Some(Item::Histogram(literal)), repeats + 1));
+        return Ok(());
+    }
+    let step = parse_histogram(&rest[1..])?;
+    literal.hint_is_wanted = step.hint_is_wanted;
+    let step = step.histogram;
+    for i in 0..=repeats {
+        if i > 0 {
+            literal.histogram = match &rest[..1] {
+                "+" => histogram_sum(&literal.histogram, &step),
+                "-" => histogram_difference(&literal.histogram, &step),
+                _ => None,
+            }
+            .ok_or("histograms do not fit each other")?;
+        }
+        values.push(Some(Item::Histogram(Arc::new(literal.clone()))));
+    }
+    Ok(())
+}
+
+/// `{{schema:0 count:3 sum:5 buckets:[1 2]}}`
+fn parse_histogram(text: &str) -> Result<Literal, String> {
+    let inside = text.strip_prefix("{{").and_then(|text| text.strip_suffix("}}")).ok_or("no histogram")?;
+    let mut histogram = Histogram::default();
+    let mut hint_is_wanted = false;
+    let mut sides: [(i32, Vec<f64>); 2] = Default::default();
+    let mut rest = inside.trim();
+    while !rest.is_empty() {
+        let (key, after) = rest.split_once(':').ok_or("no colon")?;
+        let after = after.trim_start();
+        let end = match after.starts_with('[') {
+            true => after.find(']').ok_or("unclosed list")? + 1,
+            false => after.find(char::is_whitespace).unwrap_or(after.len()),
+        };
+        let (value, after) = after.split_at(end);
+        rest = after.trim_start();
+        let one = || number(value).ok_or_else(|| format!("{key} is no number"));
+        let list = || -> Result<Vec<f64>, String> {
+            let items = value.trim_matches(['[', ']']).split_whitespace();
+            items.map(|item| number(item).ok_or_else(|| format!("{key} has a bad number"))).collect()
+        };
+        let integer = || value.parse::<i32>().map_err(|e| e.to_string());
+        match key.trim() {
+            "schema" => histogram.schema = integer()?,
+            "sum" => histogram.sum = one()?,
+            "count" => histogram.count = one()?,
+            "z_bucket" => histogram.zero_count = one()?,
+            "z_bucket_w" => histogram.zero_threshold = one()?,
+            "custom_values" => histogram.custom_values = list()?.into(),
+            "buckets" => sides[0].1 = list()?,
+            "n_buckets" => sides[1].1 = list()?,
+            "offset" => sides[0].0 = integer()?,
+            "n_offset" => sides[1].0 = integer()?,
+            "counter_reset_hint" => {
+                hint_is_wanted = true;
+                histogram.hint = match value {
+                    "unknown" => CounterResetHint::Unknown,
+                    "reset" => CounterResetHint::Reset,
+                    "not_reset" => CounterResetHint::NotReset,
+                    "gauge" => CounterResetHint::Gauge,
+                    other => return Err(format!("bad hint {other:?}")),
+                };
+            }
+            other => return Err(format!("bad key {other:?}")),
+        }
+    }
+    let [positive, negative] = sides.map(|(offset, counts)| Buckets::from_indexed((offset..).zip(counts)));
+    (histogram.positive, histogram.negative) = (positive, negative);
+    Ok(Literal { histogram, hint_is_wanted })
 }
 
 /// Splits `1e-3+2` into `1e-3` and `+2`.
@@ -182,13 +290,21 @@ pub(crate) fn number(text: &str) -> Option<f64> {
 
 #[test]
 fn sequences() {
-    let floats = |text| match parse_series_line(text).expect("valid").sequence {
-        Sequence::Floats(values) => values,
-        Sequence::Histograms => panic!("no histograms"),
+    let values = |text| -> Vec<Option<f64>> {
+        let values = parse_series_line(text).expect("valid").values;
+        let float = |item: Item| match item {
+            Item::Float(value) => value,
+            Item::Histogram(literal) => literal.histogram.count,
+        };
+        values.into_iter().map(|item| item.map(float)).collect()
     };
-    assert_eq!(floats("m 1 _ 2x2"), [Some(1.0), None, Some(2.0), Some(2.0), Some(2.0)]);
-    assert_eq!(floats("m{a='}'} 0+10x2 _x2"), [Some(0.0), Some(10.0), Some(20.0), None, None]);
-    assert_eq!(floats("m -1-1x1 1e-3"), [Some(-1.0), Some(-2.0), Some(0.001)]);
+    assert_eq!(values("m 1 _ 2x2"), [Some(1.0), None, Some(2.0), Some(2.0), Some(2.0)]);
+    assert_eq!(values("m{a='}'} 0+10x2 _x2"), [Some(0.0), Some(10.0), Some(20.0), None, None]);
+    assert_eq!(values("m -1-1x1 1e-3"), [Some(-1.0), Some(-2.0), Some(0.001)]);
+    assert_eq!(
+        values("m {{count:1 sum:2}}+{{count:2 buckets:[1 1]}}x2 {{}}x1"),
+        [Some(1.0), Some(3.0), Some(5.0), Some(0.0), Some(0.0)]
+    );
     let line = parse_series_line("{\"my.metric\", b='x', \"c d\"=`y`} 1").expect("valid");
     assert_eq!(line.labels.to_string(), "my.metric{b=\"x\", c d=\"y\"}");
 }

@@ -1,77 +1,216 @@
 //! An in-memory source of samples for scripts and properties.
+//!
+//! What histograms say about counter resets is what Prometheus's storage would make of it: the first sample of
+//! a chunk knows nothing, the others say that there was none, and a reset begins a chunk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use saturn_model::{Labels, SeriesColumns};
+use saturn_model::{
+    Buckets, CUSTOM_BUCKETS_SCHEMA, CounterResetHint, Histogram, Labels, SeriesColumns, is_stale_nan,
+};
 use saturn_promql::{SelectorRequest, Source, SourceError};
 
 use crate::script::Load;
-use crate::series::Sequence;
+use crate::series::Item;
 
-/// Marks errors that say that data is of a kind that is not evaluated yet.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct NotYet(String);
-
-/// Whether an error says that data is of a kind that is not evaluated yet.
-pub(crate) fn is_not_yet(error: &SourceError) -> bool {
-    error.source.as_ref().is_some_and(|source| source.downcast_ref::<NotYet>().is_some())
+/// One sample.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) value: StoredValue,
+    /// 0 if unknown.
+    start: i64,
 }
 
-/// Series by labels. Series with native histograms or start timestamps are known, but reading them is
-/// an error.
+#[derive(Clone, Debug)]
+pub(crate) enum StoredValue {
+    Float(f64),
+    Histogram(Arc<Histogram>),
+}
+
+type Samples = BTreeMap<i64, Stored>;
+
+/// Series by labels.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
-    series: BTreeMap<Labels, BTreeMap<i64, f64>>,
-    not_yet: BTreeSet<Labels>,
+    series: BTreeMap<Labels, Samples>,
 }
 
 impl Store {
-    pub(crate) fn load(&mut self, load: &Load) {
+    pub(crate) fn load(&mut self, load: &Load) -> Result<(), String> {
+        let step = usize::try_from(load.interval_ms).expect("intervals are positive");
         // A later line for the same series replaces an earlier one.
-        let mut lines = BTreeMap::new();
-        for (i, line) in load.series.iter().enumerate() {
-            lines.insert(line.labels.clone(), &line.sequence);
-            if load.with_start_timestamps.contains(&i) || line.sequence == Sequence::Histograms {
-                self.not_yet.insert(line.labels.clone());
+        let mut lines: BTreeMap<&Labels, Samples> = BTreeMap::new();
+        for (line, starts) in load.series.iter().zip(&load.starts) {
+            let mut samples = Samples::new();
+            for (i, (time, item)) in (0_i64..).step_by(step).zip(&line.values).enumerate() {
+                let Some(item) = item else { continue };
+                let start = starts.get(i).copied().flatten().map_or(0, |offset| time + offset);
+                let value = match item {
+                    Item::Float(value) => StoredValue::Float(*value),
+                    Item::Histogram(literal) => StoredValue::Histogram(Arc::new(literal.histogram.clone())),
+                };
+                samples.insert(time, Stored { value, start });
             }
-            if load.with_native_histograms {
-                self.not_yet.extend(native_histogram_of(&line.labels));
-            }
+            lines.insert(&line.labels, samples);
         }
-        for (labels, sequence) in lines {
-            if let Sequence::Floats(values) = sequence {
-                let samples = self.series.entry(labels).or_default();
-                for (time, value) in (0..).step_by(step(load.interval_ms)).zip(values) {
-                    if let Some(value) = value {
-                        samples.insert(time, *value);
-                    }
-                }
-            }
+        let native = if load.with_native_histograms { native_histograms(&lines)? } else { BTreeMap::new() };
+        let all = lines.into_iter().map(|(labels, samples)| (labels.clone(), samples)).chain(native);
+        for (labels, samples) in all {
+            let series = self.series.entry(labels).or_default();
+            series.extend(samples);
+            set_hints(series);
         }
+        Ok(())
     }
 
-    /// Adds one series.
+    /// Adds one series of floats.
     pub(crate) fn insert(&mut self, labels: Labels, samples: BTreeMap<i64, f64>) {
-        self.series.insert(labels, samples);
+        let stored = |value| Stored { value: StoredValue::Float(value), start: 0 };
+        self.series.insert(labels, samples.into_iter().map(|(time, value)| (time, stored(value))).collect());
     }
 
-    /// All series.
-    pub(crate) fn series(&self) -> &BTreeMap<Labels, BTreeMap<i64, f64>> {
-        &self.series
+    /// All series, as floats.
+    pub(crate) fn floats(&self) -> impl Iterator<Item = (&Labels, BTreeMap<i64, f64>)> {
+        self.series.iter().map(|(labels, samples)| {
+            let floats = samples.iter().filter_map(|(time, sample)| match &sample.value {
+                StoredValue::Float(value) => Some((*time, *value)),
+                StoredValue::Histogram(_) => None,
+            });
+            (labels, floats.collect())
+        })
     }
 }
 
-fn step(interval_ms: i64) -> usize {
-    usize::try_from(interval_ms).expect("intervals are positive")
+/// Sets the hints as chunks of Prometheus's storage would.
+fn set_hints(samples: &mut Samples) {
+    let mut before: Option<Arc<Histogram>> = None;
+    for sample in samples.values_mut() {
+        let StoredValue::Histogram(histogram) = &mut sample.value else {
+            before = None;
+            continue;
+        };
+        if histogram.is_stale() {
+            continue;
+        }
+        let original = Arc::clone(histogram);
+        let new_chunk = before.as_ref().is_none_or(|before| begins_chunk(before, &original));
+        let hint = match (original.hint, new_chunk) {
+            (CounterResetHint::Gauge, _) => CounterResetHint::Gauge,
+            (_, true) => CounterResetHint::Unknown,
+            (_, false) => CounterResetHint::NotReset,
+        };
+        *histogram = Arc::new(Histogram { hint, ..Histogram::clone(&original) });
+        before = Some(original);
+    }
 }
 
-/// The native histogram that a bucket, count or sum series becomes a part of.
-fn native_histogram_of(labels: &Labels) -> Option<Labels> {
-    let name = labels.metric_name();
-    let base = ["_bucket", "_count", "_sum"].iter().find_map(|suffix| name.strip_suffix(suffix))?;
-    Some(labels.to_builder().set("__name__", base).remove("le").build())
+/// Whether a histogram cannot be in the chunk of the one before it.
+fn begins_chunk(before: &Histogram, current: &Histogram) -> bool {
+    let gauge = |histogram: &Histogram| histogram.hint == CounterResetHint::Gauge;
+    if gauge(before) || gauge(current) {
+        return gauge(before) != gauge(current)
+            || before.schema != current.schema
+            || before.zero_threshold != current.zero_threshold
+            || before.custom_values != current.custom_values;
+    }
+    let decreased = |before: &Buckets, current: &Buckets| {
+        let now: BTreeMap<i32, f64> = current.iter().collect();
+        before.iter().any(|(index, count)| now.get(&index).copied().unwrap_or(0.0) < count)
+    };
+    current.hint == CounterResetHint::Reset
+        || before.schema != current.schema
+        || before.zero_threshold != current.zero_threshold
+        || before.custom_values != current.custom_values
+        || current.count < before.count
+        || current.zero_count < before.zero_count
+        || decreased(&before.positive, &current.positive)
+        || decreased(&before.negative, &current.negative)
+}
+
+/// A classic histogram at one time.
+#[derive(Default)]
+struct Classic {
+    /// Cumulative counts by the order of their upper bounds.
+    buckets: Vec<(f64, f64)>,
+    count: Option<f64>,
+    sum: f64,
+}
+
+/// The native histograms with custom buckets that the classic ones of a load are the same as.
+fn native_histograms(lines: &BTreeMap<&Labels, Samples>) -> Result<BTreeMap<Labels, Samples>, String> {
+    let mut classic: BTreeMap<Labels, BTreeMap<i64, Classic>> = BTreeMap::new();
+    for (labels, samples) in lines {
+        let name = labels.metric_name();
+        let Some((base, suffix)) = ["_bucket", "_count", "_sum"]
+            .into_iter()
+            .find_map(|suffix| Some((name.strip_suffix(suffix)?, suffix)))
+        else {
+            continue;
+        };
+        let bound = labels.get("le").and_then(crate::series::number).filter(|bound| !bound.is_nan());
+        if suffix == "_bucket" && bound.is_none() {
+            continue;
+        }
+        let target = labels.to_builder().set("__name__", base).remove("le").build();
+        for (time, sample) in samples {
+            let StoredValue::Float(value) = sample.value else { continue };
+            let histogram = classic.entry(target.clone()).or_default().entry(*time).or_default();
+            match (suffix, bound) {
+                ("_count", _) => histogram.count = Some(value),
+                ("_sum", _) => histogram.sum = value,
+                (_, Some(bound)) if histogram.buckets.iter().all(|(other, _)| *other != bound) => {
+                    histogram.buckets.push((bound, value));
+                }
+                _ => {}
+            }
+        }
+    }
+    let native = |by_time: BTreeMap<i64, Classic>| -> Result<Samples, String> {
+        by_time
+            .into_iter()
+            .map(|(time, histogram)| {
+                let value = StoredValue::Histogram(Arc::new(histogram.into_native()?));
+                Ok((time, Stored { value, start: 0 }))
+            })
+            .collect()
+    };
+    classic.into_iter().map(|(labels, by_time)| Ok((labels, native(by_time)?))).collect()
+}
+
+impl Classic {
+    fn into_native(mut self) -> Result<Histogram, String> {
+        self.buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let highest = self.buckets.last().map_or(0.0, |(_, count)| *count);
+        let count = self.count.unwrap_or(highest);
+        if self.buckets.last().is_none_or(|(bound, _)| *bound != f64::INFINITY) {
+            self.buckets.push((f64::INFINITY, count));
+        }
+        let mut before = 0.0;
+        let mut counts = Vec::new();
+        for (bound, cumulative) in &self.buckets {
+            if *cumulative < before {
+                return Err(format!("bucket counts decrease at {bound}"));
+            }
+            counts.push(cumulative - before);
+            before = *cumulative;
+        }
+        if before != count && !is_stale_nan(count) {
+            return Err(format!("the buckets count {before}, the histogram {count}"));
+        }
+        let bounds: Vec<f64> =
+            self.buckets.iter().map(|(bound, _)| *bound).filter(|b| b.is_finite()).collect();
+        let mut positive = Buckets::from_indexed((0..).zip(counts));
+        positive.compact();
+        Ok(Histogram {
+            schema: CUSTOM_BUCKETS_SCHEMA,
+            count,
+            sum: self.sum,
+            positive,
+            custom_values: bounds.into(),
+            ..Histogram::default()
+        })
+    }
 }
 
 /// A store that checks that evaluation reads only what was announced.
@@ -92,17 +231,23 @@ impl Source for Store {
         let matches = |labels: &Labels| {
             request.matchers.iter().all(|matcher| matcher.matches(labels.get(matcher.name()).unwrap_or("")))
         };
-        if let Some(labels) = self.not_yet.iter().find(|labels| matches(labels)) {
-            let error = NotYet(format!("{labels} has native histograms or start timestamps"));
-            let message = error.to_string();
-            return Err(SourceError { message, source: Some(Arc::new(error)) });
-        }
         let selected =
             self.series.iter().filter(|(labels, _)| matches(labels)).filter_map(|(labels, samples)| {
-                let range = request.start.0..=request.end.0;
-                let (timestamps, values): (Vec<i64>, Vec<f64>) =
-                    samples.range(range).map(|(t, v)| (*t, *v)).unzip();
-                (!timestamps.is_empty()).then(|| SeriesColumns { labels: labels.clone(), timestamps, values })
+                let mut columns = SeriesColumns { labels: labels.clone(), ..SeriesColumns::default() };
+                for (time, sample) in samples.range(request.start.0..=request.end.0) {
+                    match &sample.value {
+                        StoredValue::Float(value) => {
+                            columns.timestamps.push(*time);
+                            columns.values.push(*value);
+                            columns.start_timestamps.push(sample.start);
+                        }
+                        StoredValue::Histogram(histogram) => {
+                            columns.histograms.push(*time, Arc::clone(histogram));
+                            columns.histograms.start_timestamps.push(sample.start);
+                        }
+                    }
+                }
+                (!columns.is_empty()).then_some(columns)
             });
         // Backwards, to see that evaluation does not rely on the order.
         Ok(selected.rev().collect())

@@ -230,10 +230,10 @@ impl Peers for Cluster {
     ) -> Result<Vec<ShardReply<Vec<SeriesColumns>>>, PeerError> {
         self.reach(to).await?;
         self.with(to.as_str(), |replica| replica.selects += 1);
-        let columns = |(labels, samples): &(Labels, BTreeMap<i64, f64>)| SeriesColumns {
-            labels: labels.clone(),
-            timestamps: samples.keys().copied().collect(),
-            values: samples.values().copied().collect(),
+        let columns = |(labels, samples): &(Labels, BTreeMap<i64, f64>)| {
+            let (timestamps, values) =
+                (samples.keys().copied().collect(), samples.values().copied().collect());
+            SeriesColumns::floats(labels.clone(), timestamps, values)
         };
         Ok(self.read(to, &request.shards, |replica, shard| replica.series_of(shard).map(columns).collect()))
     }
