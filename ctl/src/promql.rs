@@ -153,8 +153,9 @@ fn same_point(wanted: &Value, got: &Value) -> bool {
 }
 
 fn same_value(wanted: f64, got: f64) -> bool {
-    let within = || (wanted - got).abs() <= TOLERANCE * wanted.abs().min(got.abs());
-    wanted == got || (wanted.is_nan() && got.is_nan()) || within()
+    let both_finite = wanted.is_finite() && got.is_finite();
+    let within = (wanted - got).abs() <= TOLERANCE * wanted.abs().min(got.abs());
+    wanted == got || (wanted.is_nan() && got.is_nan()) || (both_finite && within)
 }
 
 #[cfg(test)]
