@@ -261,7 +261,7 @@ fn merged_hint(a: CounterResetHint, b: CounterResetHint) -> (CounterResetHint, b
 
 /// The index at a lower resolution of the bucket that has `index` at a higher one.
 pub(super) fn coarser_index(index: i32, from: i32, to: i32) -> i32 {
-    (index.wrapping_sub(1) >> (from - to).clamp(0, 31)).wrapping_add(1)
+    (index.wrapping_sub(1) >> from.saturating_sub(to).clamp(0, 31)).wrapping_add(1)
 }
 
 /// Buckets at a lower resolution.
