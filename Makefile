@@ -18,8 +18,18 @@ NEXTEST_PROFILE ?= $(if $(CI),ci,default)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Cargo tells what to rebuild by the files' times. Two checkouts that share the folder would take each other's
+# results for their own; so when another checkout was built last, this one's files become new.
+.PHONY: own-checkout
+own-checkout:
+	@mkdir -p $(CARGO_TARGET_DIR)
+	@if [ "$$(cat $(CARGO_TARGET_DIR)/last-checkout 2>/dev/null)" != "$(CURDIR)" ]; then \
+		find . -path ./target -prune -o \( -name '*.rs' -o -name '*.proto' \) -print0 | xargs -0 touch; \
+		echo "$(CURDIR)" > $(CARGO_TARGET_DIR)/last-checkout; \
+	fi
+
 .PHONY: build
-build: build-deps ## release binaries in ./bin/
+build: build-deps own-checkout ## release binaries in ./bin/
 	cargo build --locked --release --package saturn-node --package saturn-ctl
 	mkdir -p bin
 	install -m 0755 $(addprefix $(CARGO_TARGET_DIR)/release/,$(BINARIES)) bin/
@@ -35,11 +45,11 @@ test: test-deps lint test-binaries ## what CI runs: format, lints, tidy, unit an
 # The black-box tests start the binaries. They are built together with all tests: one set of features,
 # so that RocksDB is compiled once.
 .PHONY: test-binaries
-test-binaries:
+test-binaries: own-checkout
 	cargo build --locked --workspace --all-targets
 
 .PHONY: lint
-lint: ## format check, clippy without warnings, cargo xtask tidy
+lint: own-checkout ## format check, clippy without warnings, cargo xtask tidy
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo run --quiet --locked --package xtask -- tidy

@@ -3,6 +3,7 @@
 //!
 //! * [`Cluster`]: `saturn` processes on loopback, which can be killed, stopped and restarted.
 //! * [`Prometheus`], [`NodeExporter`]: the peers that the answers are compared with.
+//! * [`DemoExporter`]: the metrics that the compliance queries ask for.
 //! * [`PowerCutDisk`]: a disk that loses everything unsynced.
 //! * [`Endpoint`], [`Answer`]: the HTTP API as a client sees it, and [`compare`] for two answers.
 //! * [`remote_write`]: requests, right and wrong ones.
@@ -15,6 +16,7 @@ mod answers;
 mod binaries;
 mod cluster;
 mod endpoint;
+mod exporter;
 mod history;
 mod logs;
 mod peers;
@@ -29,6 +31,7 @@ pub use answers::{Order, compare};
 pub use binaries::SaturnBinaries;
 pub use cluster::{Cluster, ClusterOptions, Node};
 pub use endpoint::{Answer, Endpoint, Reply};
+pub use exporter::DemoExporter;
 pub use history::{History, Outcome, Verdict};
 pub use logs::Tolerance;
 pub use peers::{NodeExporter, Prometheus, PrometheusOptions};

@@ -7,6 +7,7 @@
 
 mod api;
 mod doctor;
+mod promql;
 mod query;
 mod ring;
 mod table;
@@ -52,6 +53,9 @@ enum Command {
     /// Ask PromQL.
     #[command(subcommand)]
     Query(QueryCommand),
+    /// Work on the language itself.
+    #[command(subcommand)]
+    Promql(promql::PromqlCommand),
     /// Check reachability, clocks, replication and disks of all members.
     Doctor,
 }
@@ -88,6 +92,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Ring(RingCommand::Status) => ring::status(&api, cli.output).await,
         Command::Query(QueryCommand::Instant(args)) => query::instant(&api, &args, cli.output).await,
         Command::Query(QueryCommand::Range(args)) => query::range(&api, &args, cli.output).await,
+        Command::Promql(promql::PromqlCommand::Diff(args)) => promql::diff(&args, cli.output).await,
         Command::Doctor => doctor::run(&api, cli.output).await,
     }
 }

@@ -4,12 +4,14 @@
 //! * `road`: Prometheus in, PromQL out, the answers equal Prometheus's own; one node dies on the way.
 //! * `ack`: what was acked is there after all nodes were killed, and after all disks lost power.
 //! * `bad_input`: what senders and clients get wrong, and tenants kept apart.
+//! * `compliance`: the public compliance queries, against a real Prometheus.
 //! * `refusals`: a node that should not start does not, and says why.
 //! * `operator`: `saturnctl` against a whole and a damaged cluster.
 //! * `demo`: `saturn demo` comes up, answers, and leaves nothing behind.
 
 mod ack;
 mod bad_input;
+mod compliance;
 mod demo;
 mod harness;
 mod operator;

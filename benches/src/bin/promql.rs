@@ -1,6 +1,6 @@
 //! How fast expressions are evaluated over columns in memory: samples that are read per second, on one core.
 //!
-//! `cargo run --release -p saturn-promql --example throughput`. The data is 1,000 series of an hour, a sample
+//! `cargo run --release -p saturn-benches --bin promql`. The data is 1,000 series of an hour, a sample
 //! each 15 s, with steps of 30 s. A sample counts once, however many windows it is in.
 
 #![expect(clippy::disallowed_methods, reason = "this program, unlike the crate, measures time")]
