@@ -339,7 +339,7 @@ impl<S: SeriesSource> Frontend<S> {
                 FetchError::TooLarge(text) => QueryError::Execution(text),
                 FetchError::Unavailable(text) => QueryError::Unavailable(text),
             })?;
-            samples += fetched.series.iter().map(|s| s.timestamps.len()).sum::<usize>();
+            samples += fetched.series.iter().map(SeriesColumns::len).sum::<usize>();
             missing.extend(fetched.missing);
             prefetched.push((request.clone(), fetched.series.into()));
         }

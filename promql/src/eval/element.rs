@@ -88,12 +88,12 @@ pub(super) fn combine(op: BinaryOp, left: Cell<'_>, right: Cell<'_>) -> Outcome 
         }
         (Cell::Float(a), Cell::Float(b)) => Outcome::of(SampleValue::Float(scalar_result(op, a, b))),
         (Cell::Float(factor), Cell::Histogram(histogram)) => match op {
-            BinaryOp::Multiply => Outcome::of(compacted(multiplied(histogram, factor))),
+            BinaryOp::Multiply => Outcome::of(compacted(multiplied(Histogram::clone(histogram), factor))),
             _ => Outcome::none(ElementRemark::Types("float", "histogram")),
         },
         (Cell::Histogram(histogram), Cell::Float(number)) => match op {
-            BinaryOp::Multiply => Outcome::of(compacted(multiplied(histogram, number))),
-            BinaryOp::Divide => Outcome::of(compacted(divided(histogram, number))),
+            BinaryOp::Multiply => Outcome::of(compacted(multiplied(Histogram::clone(histogram), number))),
+            BinaryOp::Divide => Outcome::of(compacted(divided(Histogram::clone(histogram), number))),
             BinaryOp::TrimUpper => Outcome::of(shared(trimmed(histogram, number, Kept::Below))),
             BinaryOp::TrimLower => Outcome::of(shared(trimmed(histogram, number, Kept::Above))),
             _ => Outcome::none(ElementRemark::Types("histogram", "float")),

@@ -223,7 +223,7 @@ impl Evaluator<'_> {
                 Ok(Evaluated::Scalar(values.into_iter().map(|value| -value).collect()))
             }
             (UnaryOp::Minus, Evaluated::Vector(mut block)) => {
-                block.map_all(|value| -value, |histogram| multiplied(histogram, -1.0));
+                block.map_all(|value| -value, |histogram| multiplied(histogram.clone(), -1.0));
                 self.drop_names(block, Duplicates::Refuse).map(Evaluated::Vector)
             }
             (_, same) => Ok(same),

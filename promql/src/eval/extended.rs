@@ -59,7 +59,7 @@ pub(super) fn extended_change(
         }
         (true, false) => {
             let result = histogram_change(window, extension, change, remarks)?;
-            let result = if change == Change::Rate { divided(&result, seconds) } else { result };
+            let result = if change == Change::Rate { divided(result, seconds) } else { result };
             Some(SampleValue::Histogram(Arc::new(result)))
         }
     }

@@ -63,7 +63,7 @@ pub(super) fn extrapolated_change(
     if result.count > 0.0 && first.count >= 0.0 {
         timing.limit_to_zero(first.count / result.count);
     }
-    Some(SampleValue::Histogram(Arc::new(multiplied(&result, timing.factor()))))
+    Some(SampleValue::Histogram(Arc::new(multiplied(result, timing.factor()))))
 }
 
 /// The change of a window of floats, and the factor that extrapolates it.

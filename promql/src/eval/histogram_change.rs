@@ -63,7 +63,10 @@ pub(super) fn histogram_change(
     }
     let coarsest = if counter { between.iter().map(|h| h.schema).min() } else { None };
     let schema = last.schema.min(before.schema).min(coarsest.unwrap_or(last.schema));
-    let mut sum = HistogramSum::from(&with_schema(last, schema));
+    let mut sum = match last.schema == schema {
+        true => HistogramSum::from(&**last),
+        false => HistogramSum::from(&with_schema(last, schema)),
+    };
     remarks.subtract(&mut sum, before)?;
     if counter {
         let mut overlap_is_known = false;
@@ -121,7 +124,7 @@ pub(super) fn instant_change(
                 remarks.subtract(&mut sum, old)?;
             }
             let difference = gauge(sum);
-            let result = if rate { divided(&difference, seconds) } else { difference };
+            let result = if rate { divided(difference, seconds) } else { difference };
             Some(SampleValue::Histogram(Arc::new(result)))
         }
         _ => {

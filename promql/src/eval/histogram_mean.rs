@@ -36,7 +36,7 @@ impl HistogramMean {
             self.sum.divide(self.count - 1.0);
         }
         self.sum.scale((self.count - 1.0) / self.count);
-        self.sum.add(&divided(histogram, self.count))
+        self.sum.add(&divided(histogram.clone(), self.count))
     }
 
     /// The mean.

@@ -15,6 +15,7 @@ use crate::eval::grid::{Grid, Reference, unique_matchers};
 use crate::eval::names::BlockBuilder;
 use crate::eval::params::{EvalParams, SelectorHints, SelectorRequest};
 use crate::eval::select::SamplePart;
+use crate::eval::vector_matching::describe;
 
 const IDENTIFYING_LABELS: [&str; 2] = ["instance", "job"];
 const DEFAULT_INFO_METRIC: &str = "target_info";
@@ -198,9 +199,10 @@ fn info_at<'a>(
         }
         if known.1 == time {
             return Err(EvalError::Execution(format!(
-                "found duplicate series for info metric: existing {} @ {}, new {labels} @ {}",
-                values.names[known.0].labels,
+                "found duplicate series for info metric: existing {} @ {}, new {} @ {}",
+                describe(&values.names[known.0].labels),
                 known.1 * 1000.0,
+                describe(labels),
                 time * 1000.0,
             )));
         }

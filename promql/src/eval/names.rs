@@ -50,6 +50,11 @@ pub(super) fn merge_duplicates(block: Block, duplicates: Duplicates) -> Result<B
     if first_with.len() == block.len() {
         return Ok(block);
     }
+    // Series without values are not there: Prometheus would not know them.
+    let kept: Vec<usize> = (0..block.len()).filter(|index| !block.row(*index).is_empty()).collect();
+    if kept.len() < block.len() {
+        return merge_duplicates(block.select(&kept)?, duplicates);
+    }
     if duplicates == Duplicates::Refuse {
         return Err(EvalError::Execution(SAME_LABELSET.into()));
     }

@@ -48,7 +48,7 @@ pub(super) fn interpolate_histograms(
     }
     let fraction = fraction(times, time);
     if kind == Kind::Counter && detect_reset(after, before) {
-        return Some(multiplied(after, fraction));
+        return Some(multiplied(after.clone(), fraction));
     }
     let mut result = HistogramSum::from(after);
     remarks.subtract(&mut result, before)?;

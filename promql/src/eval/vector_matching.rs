@@ -331,7 +331,7 @@ fn group_partners(many: &Block, one: &Block, matching: &VectorMatching) -> Vec<(
 }
 
 /// A label set as Go's `labels.String` writes it: the name is a label like the others.
-fn describe(labels: &Labels) -> String {
+pub(super) fn describe(labels: &Labels) -> String {
     let pairs: Vec<String> =
         labels.iter().map(|(name, value)| format!("{name}={}", quote(value.as_bytes()))).collect();
     format!("{{{}}}", pairs.join(", "))

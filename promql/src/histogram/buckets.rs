@@ -58,6 +58,8 @@ pub(super) fn zero_bucket(histogram: &Histogram) -> HistogramBucket {
 
 /// The buckets of one side in the order of their indexes: away from zero.
 pub(super) fn side_buckets(histogram: &Histogram, side: Side) -> impl Iterator<Item = HistogramBucket> + '_ {
+    // Most buckets begin where the one before them ends.
+    let mut last = (i32::MIN, 0.0);
     side_of(histogram, side).iter().map(move |(index, count)| {
         if histogram.uses_custom_buckets() {
             let (lower, upper) = custom_bounds(&histogram.custom_values, index);
@@ -69,8 +71,10 @@ pub(super) fn side_buckets(histogram: &Histogram, side: Side) -> impl Iterator<I
                 count,
             };
         }
+        let before = index.saturating_sub(1);
+        let near = if last.0 == before { last.1 } else { exponential_bound(before, histogram.schema) };
         let far = exponential_bound(index, histogram.schema);
-        let near = exponential_bound(index.saturating_sub(1), histogram.schema);
+        last = (index, far);
         match side {
             Side::Positive => HistogramBucket {
                 lower: near,
@@ -108,19 +112,10 @@ fn custom_bounds(bounds: &[f64], index: i32) -> (f64, f64) {
 
 /// The bound far from zero of the exponential bucket at `index`: `2^(index * 2^-schema)`.
 pub(super) fn exponential_bound(index: i32, schema: i32) -> f64 {
-    let (exponent, fraction) = if schema < 0 {
-        (i64::from(index) << schema.unsigned_abs().min(16), 0.0)
-    } else {
-        let schema = schema.min(16);
-        let within = index & ((1 << schema) - 1);
-        (i64::from(index >> schema), f64::from(within) / f64::from(1 << schema))
-    };
-    if exponent == 1024 && fraction == 0.0 {
-        // The bucket of the largest floats ends with them: 2^1024 is none.
-        return f64::MAX;
-    }
-    let exponent = i32::try_from(exponent.clamp(-4096, 4096)).unwrap_or(0);
-    fraction.exp2() * f64::from(exponent).exp2()
+    // Powers of two: the exponent is exact.
+    let exponent = f64::from(index) / f64::from(schema.clamp(-16, 16)).exp2();
+    // The bucket of the largest floats ends with them: 2^1024 is none.
+    if exponent == 1024.0 { f64::MAX } else { exponent.exp2() }
 }
 
 #[cfg(test)]

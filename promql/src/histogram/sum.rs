@@ -261,7 +261,7 @@ fn merged_hint(a: CounterResetHint, b: CounterResetHint) -> (CounterResetHint, b
 
 /// The index at a lower resolution of the bucket that has `index` at a higher one.
 pub(super) fn coarser_index(index: i32, from: i32, to: i32) -> i32 {
-    (index.wrapping_sub(1) >> (from - to).clamp(0, 31)).wrapping_add(1)
+    (index.wrapping_sub(1) >> from.saturating_sub(to).clamp(0, 31)).wrapping_add(1)
 }
 
 /// Buckets at a lower resolution.
@@ -331,8 +331,7 @@ fn rebucket(counts: &Counts, bounds: &[f64], common: &[f64]) -> Counts {
 }
 
 /// A histogram with all counts and the sum multiplied. A negative factor makes a gauge.
-pub(crate) fn multiplied(histogram: &Histogram, factor: f64) -> Histogram {
-    let mut product = histogram.clone();
+pub(crate) fn multiplied(mut product: Histogram, factor: f64) -> Histogram {
     for_each_count(&mut product, |count| *count *= factor);
     if factor < 0.0 {
         product.hint = CounterResetHint::Gauge;
@@ -341,8 +340,7 @@ pub(crate) fn multiplied(histogram: &Histogram, factor: f64) -> Histogram {
 }
 
 /// A histogram with all counts and the sum divided. Division by zero leaves no buckets.
-pub(crate) fn divided(histogram: &Histogram, divisor: f64) -> Histogram {
-    let mut quotient = histogram.clone();
+pub(crate) fn divided(mut quotient: Histogram, divisor: f64) -> Histogram {
     for_each_count(&mut quotient, |count| *count /= divisor);
     if divisor == 0.0 {
         quotient.positive = Buckets::default();

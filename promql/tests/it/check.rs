@@ -123,7 +123,7 @@ fn check_matrix(
 }
 
 /// All samples of a series by time.
-fn points(series: &SeriesColumns) -> BTreeMap<i64, SampleValue> {
+pub(crate) fn points(series: &SeriesColumns) -> BTreeMap<i64, SampleValue> {
     let floats = series.timestamps.iter().zip(&series.values);
     let histograms = series.histograms.timestamps.iter().zip(&series.histograms.values);
     floats
@@ -140,9 +140,14 @@ fn is_expected(got: &SampleValue, wanted: &Item) -> bool {
     }
 }
 
-/// Compares histograms without their empty buckets, and hints only if one is wanted.
+/// Compares histograms, and hints only if one is wanted.
 fn is_expected_histogram(got: &Histogram, wanted: &Literal) -> bool {
-    let (mut got, mut other) = (got.clone(), wanted.histogram.clone());
+    same_histogram(got, &wanted.histogram) && (!wanted.hint_is_wanted || got.hint == wanted.histogram.hint)
+}
+
+/// Compares histograms without their empty buckets and hints.
+pub(crate) fn same_histogram(got: &Histogram, wanted: &Histogram) -> bool {
+    let (mut got, mut other) = (got.clone(), wanted.clone());
     got.compact();
     other.compact();
     let same_side = |a: &saturn_model::Buckets, b: &saturn_model::Buckets| {
@@ -157,7 +162,6 @@ fn is_expected_histogram(got: &Histogram, wanted: &Literal) -> bool {
         && (!got.uses_custom_buckets() || got.custom_values == other.custom_values)
         && same_side(&got.positive, &other.positive)
         && same_side(&got.negative, &other.negative)
-        && (!wanted.hint_is_wanted || got.hint == other.hint)
 }
 
 /// Compares warnings and infos.

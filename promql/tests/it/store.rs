@@ -70,6 +70,14 @@ impl Store {
         self.series.insert(labels, samples.into_iter().map(|(time, value)| (time, stored(value))).collect());
     }
 
+    /// Adds histograms to one series.
+    pub(crate) fn insert_histograms(&mut self, labels: Labels, samples: BTreeMap<i64, Histogram>) {
+        let stored = |histogram| Stored { value: StoredValue::Histogram(Arc::new(histogram)), start: 0 };
+        let series = self.series.entry(labels).or_default();
+        series.extend(samples.into_iter().map(|(time, histogram)| (time, stored(histogram))));
+        set_hints(series);
+    }
+
     /// All series, as floats.
     pub(crate) fn floats(&self) -> impl Iterator<Item = (&Labels, BTreeMap<i64, f64>)> {
         self.series.iter().map(|(labels, samples)| {
