@@ -3,8 +3,6 @@
 //! `cargo run --release -p saturn-benches --bin promql`. The data is 1,000 series of an hour, a sample
 //! each 15 s, with steps of 30 s. A sample counts once, however many windows it is in.
 
-#![expect(clippy::disallowed_methods, reason = "this program, unlike the crate, measures time")]
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
