@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// Upper bounds of the histogram's buckets.
 const BOUNDS: [&str; 6] = ["0.001", "0.01", "0.1", "1", "10", "+Inf"];
 
-/// Serves until dropped.
+/// Serves until dropped; open connections end then, too.
 #[derive(Debug)]
 pub struct DemoExporter {
     address: String,
@@ -29,8 +29,10 @@ impl DemoExporter {
         let address = listener.local_addr()?.to_string();
         let scrapes = Arc::new(AtomicU64::new(0));
         let task = tokio::spawn(async move {
+            // Ends its connections with it.
+            let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&scrapes), seed));
+                connections.spawn(serve(stream, Arc::clone(&scrapes), seed));
             }
         });
         Ok(Self { address, task })
