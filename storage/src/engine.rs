@@ -86,8 +86,9 @@ impl Engine {
         let mut shards = HashMap::new();
         let meta = rocks.load_meta()?;
         restore(&rocks, &meta, &mut shards)?;
-        let live: BTreeSet<u64> = meta.segments.iter().map(|segment| segment.key.segment).collect();
-        let orphans = rocks.remove_orphans(|segment| live.contains(&segment))?;
+        let live: BTreeSet<(Window, u64)> =
+            meta.segments.iter().map(|segment| (segment.key.window, segment.key.segment)).collect();
+        let orphans = rocks.remove_orphans(|window, number| live.contains(&(window, number)))?;
         let mut head_samples = 0;
         let replayed = wal::replay(&wal_dir, meta.replay_from, |record| {
             head_samples += shard_of(&mut shards, record.shard).replay(record)?.new_samples as u64;

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use roaring::RoaringBitmap;
 use saturn_model::{Fingerprint, Labels, MatchOp, Matcher, TenantId};
 
+use crate::keys::SeriesKey;
+
 /// What is known of a series but for its samples.
 #[derive(Clone, Debug)]
 pub(crate) struct Series {
@@ -16,6 +18,13 @@ pub(crate) struct Series {
     pub(crate) tenant: u32,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) labels: Labels,
+}
+
+impl Series {
+    /// Where the series is within segments.
+    pub(crate) fn key(&self) -> SeriesKey {
+        SeriesKey::new(self.labels.metric_name(), self.fingerprint)
+    }
 }
 
 /// The series of one shard.
@@ -35,6 +44,14 @@ pub(crate) struct TenantIndex {
 }
 
 impl Index {
+    /// These series in the order that they have in segments, with their ordinals.
+    pub(crate) fn in_key_order(&self, ordinals: impl Iterator<Item = u32>) -> Vec<(SeriesKey, u32)> {
+        let mut keys: Vec<(SeriesKey, u32)> =
+            ordinals.map(|ordinal| (self.series[ordinal as usize].key(), ordinal)).collect();
+        keys.sort_unstable();
+        keys
+    }
+
     /// The position of a tenant, which is added if it is new.
     pub(crate) fn tenant_position(&mut self, tenant: &TenantId) -> u32 {
         let known = self.tenants.iter().position(|t| t.tenant == *tenant);

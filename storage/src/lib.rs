@@ -6,6 +6,7 @@
 //! * `shard.rs`: series, ordinals and samples in memory of one virtual shard; `run.rs`: one series' samples.
 //! * `wal/`: the log with group commit, its format, replay, and what counts as damage.
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `chunk.rs`, `bits.rs`: the codec.
+//! * `segment.rs`, `page.rs`: a window's samples as rows of RocksDB, the same whoever writes them.
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
 //! * `index.rs`: matchers to series; `read.rs`: series to merged samples.
 //! * `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
@@ -29,9 +30,11 @@ mod index;
 mod keys;
 mod metrics;
 mod options;
+mod page;
 mod read;
 mod rocks;
 mod run;
+mod segment;
 mod shard;
 mod wal;
 mod wire;

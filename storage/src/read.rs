@@ -5,6 +5,7 @@
 //! one step, no sample is missed or invented in between.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
@@ -12,7 +13,7 @@ use saturn_model::{Labels, Selection, SeriesColumns, ShardId};
 
 use crate::engine::Store;
 use crate::error::StorageError;
-use crate::keys::Segment;
+use crate::keys::{Segment, SeriesKey};
 use crate::run::Run;
 use crate::shard::{Head, Shard};
 
@@ -36,7 +37,7 @@ pub(crate) fn select(
     let (start, end) = (selection.start.0, selection.end.0);
     let matched = matching(&shard, selection);
     let snapshot = take_snapshot(&shard, &matched, start, end, series_max)?;
-    let mut columns = read_segments(store, &snapshot, start, end)?;
+    let mut columns = read_segments(store, &shard, &snapshot, &(start..=end))?;
     for (columns, in_memory) in columns.iter_mut().zip(&snapshot.in_memory) {
         if !in_memory.timestamps.is_empty() {
             columns.merge(&in_memory.timestamps, &in_memory.values);
@@ -92,25 +93,30 @@ fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesCo
 /// The flushed samples of the snapshot's series, parallel to its ordinals.
 fn read_segments(
     store: &Store,
+    shard: &Shard,
     snapshot: &Snapshot,
-    start: i64,
-    end: i64,
+    range: &RangeInclusive<i64>,
 ) -> Result<Vec<SeriesColumns>, StorageError> {
     let mut columns = vec![SeriesColumns::default(); snapshot.ordinals.len()];
     // Segments are in order of time, so that most merges only append.
-    for segment in snapshot.segments.iter().filter(|segment| segment.touches(start, end)) {
-        let wanted = snapshot.ordinals.iter().copied().filter(|ordinal| segment.ordinals.contains(*ordinal));
-        let mut position = 0;
-        store.rocks.read_chunks(segment.key, wanted, |ordinal, timestamps, values| {
-            while snapshot.ordinals[position] < ordinal {
-                position += 1;
+    let touched = |segment: &&Arc<Segment>| segment.touches(*range.start(), *range.end());
+    let mut segments = snapshot.segments.iter().filter(touched).peekable();
+    if segments.peek().is_none() {
+        return Ok(columns);
+    }
+    let mut series: Vec<(SeriesKey, u32, usize)> = {
+        let index = shard.index.read();
+        let keyed = |(at, ordinal): (usize, &u32)| (index.series[*ordinal as usize].key(), *ordinal, at);
+        snapshot.ordinals.iter().enumerate().map(keyed).collect()
+    };
+    series.sort_unstable();
+    for segment in segments {
+        let mut reader = store.rocks.segment_reader(segment.key);
+        for (key, ordinal, at) in &series {
+            if segment.ordinals.contains(*ordinal) {
+                reader.read(key, range, |timestamps, values| columns[*at].merge(timestamps, values))?;
             }
-            let from = timestamps.partition_point(|t| *t < start);
-            let to = timestamps.partition_point(|t| *t <= end).max(from);
-            if from < to {
-                columns[position].merge(&timestamps[from..to], &values[from..to]);
-            }
-        })?;
+        }
     }
     Ok(columns)
 }
