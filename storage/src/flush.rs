@@ -19,13 +19,14 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::{Segment, SegmentKey, SeriesKey, Window};
+use crate::merge::{self, Step};
 use crate::segment::{LazyTable, SegmentWriter};
 use crate::shard::{Shard, Taken};
 
@@ -64,6 +65,12 @@ impl FlushSignal {
         self.state.lock().wanted = false;
     }
 
+    /// Whether somebody wants the thread to flush, or to end.
+    fn is_wanted(&self) -> bool {
+        let state = self.state.lock();
+        state.wanted || state.stopping
+    }
+
     /// Asks the thread to end.
     pub(crate) fn stop(&self) {
         self.state.lock().stopping = true;
@@ -94,6 +101,7 @@ pub(crate) fn run_guarded(store: &Store) {
                 Ok(()) => {
                     store.flush_signal.forget();
                     store.request_flush_if_due();
+                    maintain(store);
                 }
                 Err(StorageError::Failed { .. } | StorageError::Closed) => return,
                 Err(error) => {
@@ -108,17 +116,40 @@ pub(crate) fn run_guarded(store: &Store) {
     }
 }
 
+/// Retention and merges, window by window, until a flush is wanted.
+fn maintain(store: &Store) {
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let now_ms = i64::try_from(now_ms).unwrap_or(i64::MAX);
+    let mut done = merge::expire(store, now_ms);
+    while done.is_ok() && !store.flush_signal.is_wanted() {
+        match merge::merge_one(store, now_ms) {
+            Ok(Step::Done) => {}
+            Ok(Step::Idle) => return,
+            Err(error) => done = Err(error),
+        }
+    }
+    if let Err(error) = done {
+        store.metrics.merge_failures.inc();
+        tracing::error!(error = &error as &dyn std::error::Error, "maintenance failed, trying again later");
+    }
+}
+
 /// Flushes all shards. One flush runs at a time; a second one waits for the first.
 pub(crate) fn flush(store: &Store) -> Result<(), StorageError> {
-    let mut next_segment = store.next_segment.lock();
+    flush_locked(store, &mut store.next_segment.lock())
+}
+
+/// Flushes all shards. The caller holds the lock on the number of the next segment.
+pub(crate) fn flush_locked(store: &Store, next_segment: &mut u64) -> Result<(), StorageError> {
     store.wal.check()?;
-    let mut shards: Vec<Arc<Shard>> = store.shards.read().values().cloned().collect();
-    shards.sort_unstable_by_key(|shard| shard.id);
-    if !shards.iter().any(|shard| shard.needs_flush()) {
+    if !store.all_shards().iter().any(|shard| shard.needs_flush()) {
         return Ok(());
     }
     let started = Instant::now();
     let replay_from = store.wal.rotate()?;
+    store.failpoint("flush: log rotated")?;
+    // Listed only now: a shard that was new a moment ago may have records in the log that goes.
+    let shards = store.all_shards();
     let taken: Vec<(Arc<Shard>, Taken)> =
         shards.into_iter().filter_map(|shard| shard.begin_flush().map(|taken| (shard, taken))).collect();
     let number = *next_segment;
@@ -165,11 +196,15 @@ fn write(
 ) -> Result<Written, StorageError> {
     let rows = taken.iter().flat_map(|(_, taken)| taken.new_series.iter().cloned());
     store.rocks.write_series(rows, number + 1)?;
+    store.failpoint("flush: rows written")?;
     let tables = write_tables(store, taken, number)?;
+    store.failpoint("flush: pages written")?;
     if !tables.paths.is_empty() {
         store.rocks.ingest(tables.paths)?;
     }
+    store.failpoint("flush: ingested")?;
     store.rocks.commit(tables.segments.iter().map(|s| &**s), replay_from)?;
+    store.failpoint("flush: committed")?;
     let samples = tables.segments.iter().map(|segment| segment.samples).sum();
     Ok(Written { segments: tables.segments, samples, bytes: tables.bytes })
 }
@@ -195,7 +230,7 @@ fn cut(taken: &[(Arc<Shard>, Taken)]) -> Vec<Piece> {
     for (position, (shard, taken)) in taken.iter().enumerate() {
         let index = shard.index.read();
         for (run, (ordinal, samples)) in taken.runs.iter().enumerate() {
-            let series = index.series[*ordinal as usize].key();
+            let series = index.get(*ordinal).expect("a series with samples in memory stays").key();
             let mut from = 0;
             while let Some(first) = samples.timestamps.get(from) {
                 let window = Window::of(*first).expect("appends check that times have a window");

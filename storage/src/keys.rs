@@ -10,8 +10,8 @@
 //! | window | 4 | number of the 2 h window (may be negative), plus 2^31 |
 //! | segment | 8 | number of the flush or merge |
 //! | shard | 2 | |
-//! | series | 20 | [`SeriesKey`] of the page's first chunk |
-//! | part | 2 | of the page's first chunk: 0, or higher if the series began in a page before |
+//! | series | 20 | [`SeriesKey`] of the page's last chunk, so that a search forwards finds the page |
+//! | part | 2 | of the page's last chunk: 0, or higher if the series has several chunks |
 //!
 //! Window and segment come first because a flush or merge writes one table file per window for all shards:
 //! such files never overlap each other, all lie in RocksDB's last level, and go away as files. Nothing in
@@ -192,6 +192,11 @@ impl SegmentKey {
         key
     }
 
+    /// The key of its row in `meta`.
+    pub(crate) fn to_row_key(self) -> Vec<u8> {
+        [[META_SEGMENT].as_slice(), &self.data_prefix()].concat()
+    }
+
     /// A key behind all its keys in `data`.
     pub(crate) fn data_end(self) -> [u8; DATA_KEY_BYTES + 1] {
         let mut key = [0xff; DATA_KEY_BYTES + 1];
@@ -218,8 +223,7 @@ impl SegmentKey {
 
 impl Segment {
     pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
-        let mut key = vec![META_SEGMENT];
-        key.extend_from_slice(&self.key.data_prefix());
+        let key = self.key.to_row_key();
         let mut value = Vec::with_capacity(24 + self.ordinals.serialized_size());
         value.extend_from_slice(&self.samples.to_le_bytes());
         value.extend_from_slice(&self.first_ms.to_le_bytes());
@@ -242,10 +246,15 @@ impl Segment {
 }
 
 impl SeriesRow {
-    pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) fn key(shard: ShardId, ordinal: u32) -> Vec<u8> {
         let mut key = vec![INDEX_SERIES];
-        key.extend_from_slice(&self.shard.0.to_be_bytes());
-        key.extend_from_slice(&self.ordinal.to_be_bytes());
+        key.extend_from_slice(&shard.0.to_be_bytes());
+        key.extend_from_slice(&ordinal.to_be_bytes());
+        key
+    }
+
+    pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
+        let key = Self::key(self.shard, self.ordinal);
         let tenant = self.tenant.as_str();
         let labels = self.labels.as_encoded();
         let mut value = Vec::with_capacity(17 + tenant.len() + labels.len());

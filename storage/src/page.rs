@@ -2,7 +2,7 @@
 //!
 //! | field | bytes | content |
 //! |---|---|---|
-//! | format | 1 | 1 |
+//! | format | 1 | 1; plus 128 if the next page begins with the next part of this page's last series |
 //! | chunks | varint | 1 to 64 |
 //! | directory | per chunk | byte 255: the next part of the series before; else the number of leading bytes of the [`SeriesKey`] that it shares with the chunk before (1 byte), the number of bytes that follow (1 byte), and these: as many as it takes to tell it from its neighbours in the segment |
 //! | time vectors | varint | 1 to 64 |
@@ -30,6 +30,9 @@ pub(crate) const PAGE_CHUNKS_MAX: usize = 64;
 pub(crate) const PAGE_SAMPLES_MAX: usize = 64 * 1024;
 
 const FORMAT: u8 = 1;
+/// Added to the format: the last series goes on in the next page. So nobody has to look there to find out,
+/// and stumble over damage that is not his.
+const GOES_ON: u8 = 128;
 /// In the directory: the same series as the chunk before.
 const SAME_SERIES: u8 = 255;
 
@@ -54,7 +57,7 @@ struct Slot {
     value_bytes: usize,
 }
 
-/// A page ready to be stored: its key and its bytes.
+/// A page ready to be stored: series and part of its last chunk, which are its key, and its bytes.
 #[derive(Debug)]
 pub(crate) struct FinishedPage {
     pub(crate) series: SeriesKey,
@@ -90,9 +93,10 @@ impl PageWriter {
 
     /// Completes the page, if there is one. `next`: the series behind it in the segment.
     pub(crate) fn finish(&mut self, next: Option<SeriesKey>) -> Option<FinishedPage> {
-        let first = self.slots.first()?;
-        let (series, part) = (first.series, first.part);
-        let mut bytes = vec![FORMAT];
+        let last = self.slots.last()?;
+        let (series, part) = (last.series, last.part);
+        let goes_on = Some(series) == next;
+        let mut bytes = vec![if goes_on { FORMAT | GOES_ON } else { FORMAT }];
         put_varint(&mut bytes, self.slots.len() as u64);
         self.put_directory(next, &mut bytes);
         let mut times = Vec::new();
@@ -108,7 +112,7 @@ impl PageWriter {
         }
         bytes.extend_from_slice(&times);
         bytes.extend_from_slice(&self.values);
-        self.before = self.slots.last().map(|slot| slot.series);
+        self.before = Some(series);
         self.slots.clear();
         self.samples = 0;
         self.times.clear();
@@ -145,6 +149,7 @@ fn byte(len: usize) -> u8 {
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     bytes: Vec<u8>,
+    goes_on: bool,
     slots: Vec<ReadSlot>,
     /// Where each time vector is in `bytes`.
     vectors: Vec<Range<usize>>,
@@ -173,9 +178,11 @@ impl Page {
             times.clear();
         }
         let mut reader = Reader::new(bytes);
-        if reader.u8()? != FORMAT {
+        let format = reader.u8()?;
+        if format & !GOES_ON != FORMAT {
             return None;
         }
+        self.goes_on = format & GOES_ON > 0;
         let chunks = limited(&mut reader)?;
         for _ in 0..chunks {
             let slot = read_slot(&mut reader, self.slots.last())?;
@@ -216,6 +223,11 @@ impl Page {
     /// Number of chunks.
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether the next page begins with the next part of the last series.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.goes_on
     }
 
     /// How the series of chunk `at` is to `series`. Equal is certain only if the segment has `series`.
@@ -315,7 +327,9 @@ mod tests {
             let mut page = Page::default();
             for finished in pages(&chunks) {
                 page.parse(&finished.bytes).expect("own page");
-                prop_assert_eq!(finished.series, series[read]);
+                let end = read + page.len();
+                prop_assert_eq!(finished.series, series[end - 1]);
+                prop_assert_eq!(page.goes_on(), end < series.len() && series[end] == series[end - 1]);
                 for at in 0..page.len() {
                     let (key, (timestamps, values)) = chunks.iter().nth(read).expect("as many as written");
                     prop_assert_eq!(page.continues(at), at > 0 && series[read] == series[read - 1]);

@@ -19,10 +19,10 @@ use crate::keys::{
     FORMAT_VERSION, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_SEGMENT, META_TOMBSTONE,
     META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
 };
+use crate::merge::Change;
 use crate::options::EngineOptions;
 
 mod segment_reader;
-
 
 const DATA: &str = "data";
 const INDEX: &str = "index";
@@ -182,6 +182,63 @@ impl Rocks {
         self.write_durably(batch)
     }
 
+    /// Takes numbers below `next_segment` for good.
+    pub(crate) fn reserve_number(&self, next_segment: u64) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_NEXT_SEGMENT, next_segment.to_le_bytes());
+        self.write_durably(batch)
+    }
+
+    /// Makes tombstones durable, and takes their number for good.
+    pub(crate) fn write_tombstones<'a>(
+        &self,
+        tombstones: impl Iterator<Item = &'a Tombstone>,
+        next_segment: u64,
+    ) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_NEXT_SEGMENT, next_segment.to_le_bytes());
+        for tombstone in tombstones {
+            let (key, value) = tombstone.to_row();
+            batch.put_cf(self.family(META), key, value);
+        }
+        self.write_durably(batch)
+    }
+
+    /// Replaces live segments, and forgets tombstones, in one step.
+    pub(crate) fn commit_changes(&self, changes: &[Change]) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        for change in changes {
+            for key in &change.removed {
+                batch.delete_cf(self.family(META), key.to_row_key());
+            }
+            if let Some(segment) = &change.added {
+                let (key, value) = segment.to_row();
+                batch.put_cf(self.family(META), key, value);
+            }
+            for tombstone in &change.forgotten {
+                batch.delete_cf(self.family(META), tombstone.to_row().0);
+            }
+        }
+        self.write_durably(batch)
+    }
+
+    /// Removes the rows of series, and notes that rows below `ordinals` may be missing from now on.
+    pub(crate) fn remove_series(
+        &self,
+        shard: ShardId,
+        gone: &[u32],
+        ordinals: u32,
+    ) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        let mut key = vec![META_ORDINALS];
+        key.extend_from_slice(&shard.0.to_be_bytes());
+        batch.put_cf(self.family(META), key, ordinals.to_le_bytes());
+        for ordinal in gone {
+            batch.delete_cf(self.family(INDEX), SeriesRow::key(shard, *ordinal));
+        }
+        self.write_durably(batch)
+    }
+
     fn write_durably(&self, batch: WriteBatch) -> Result<(), StorageError> {
         let mut options = WriteOptions::default();
         options.set_sync(true);
@@ -232,7 +289,11 @@ impl Rocks {
         let first = SegmentKey { window, segment, shard: ShardId(0) };
         let last = SegmentKey { window, segment, shard: ShardId(u16::MAX) };
         self.db
-            .delete_file_in_range_cf(self.family(DATA), first.data_prefix().as_slice(), last.data_end().as_slice())
+            .delete_file_in_range_cf(
+                self.family(DATA),
+                first.data_prefix().as_slice(),
+                last.data_end().as_slice(),
+            )
             .map_err(|e| self.error("remove table files from", e))
     }
 
@@ -257,6 +318,29 @@ impl Table<'_> {
         self.writer.finish().map_err(|e| read_error(&self.path, "finish", e))?;
         let bytes = self.writer.file_size();
         Ok((self.path, bytes))
+    }
+}
+
+#[cfg(test)]
+impl Rocks {
+    /// A segment's rows without what depends on the replica.
+    pub(crate) fn pages(&self, segment: SegmentKey) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut options = read_options();
+        options.set_iterate_lower_bound(segment.data_prefix());
+        options.set_iterate_upper_bound(segment.data_end());
+        let rows = self.db.iterator_cf_opt(self.family(DATA), options, IteratorMode::Start);
+        let prefix = segment.data_prefix().len();
+        rows.map(|row| {
+            let (key, value) = row.expect("readable");
+            (key[prefix..].to_vec(), value.to_vec())
+        })
+        .collect()
+    }
+
+    /// Number of table files with samples.
+    pub(crate) fn tables(&self) -> usize {
+        let files = self.db.live_files().expect("listed");
+        files.iter().filter(|file| file.column_family_name == DATA).count()
     }
 }
 

@@ -7,10 +7,7 @@ use std::path::Path;
 use prometheus_client::registry::Registry;
 use saturn_model::{Fingerprint, Labels, Sample, Selection, ShardBatch, ShardId, TenantId, TimestampMs};
 
-#[path = "../../tests/it/copy.rs"]
-mod copy;
-
-use copy::copy_dir;
+use crate::copy::copy_dir;
 
 use super::*;
 use crate::{Engine, EngineOptions};

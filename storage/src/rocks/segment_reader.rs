@@ -67,16 +67,19 @@ impl SegmentReader<'_> {
             self.give(at, range, &mut each)?;
             at += 1;
             self.place = Place::Chunk(at);
-            if at == self.page.len() {
-                // The next page may begin with the next part of the series.
-                let continued = self.step()? && self.part()? > 0;
-                if !continued || self.page.compare(0, series) != Ordering::Equal {
+            if at < self.page.len() {
+                if !self.page.continues(at) {
                     return Ok(());
                 }
-                at = 0;
-            } else if !self.page.continues(at) {
+                continue;
+            }
+            if !self.page.goes_on() {
                 return Ok(());
             }
+            if !self.step()? || self.page.compare(0, series) != Ordering::Equal {
+                return Err(self.damaged("a part of a series is missing"));
+            }
+            at = 0;
         }
     }
 
@@ -120,13 +123,13 @@ impl SegmentReader<'_> {
         if self.place == Place::End {
             return Ok(None);
         }
-        self.rows.seek_for_prev(self.segment.data_key(*series, 0));
+        // Backwards (`seek_for_prev`) RocksDB would look into the file behind, which may be damaged.
+        self.rows.seek(self.segment.data_key(*series, 0));
         self.load()?;
         Ok(self.find_in_page(series).flatten())
     }
 
     /// `None`: behind this page, if anywhere; `Some(None)`: nowhere.
-    #[expect(clippy::option_option, reason = "two different ways not to be found")]
     fn find_in_page(&mut self, series: &SeriesKey) -> Option<Option<usize>> {
         let Place::Chunk(from) = self.place else {
             return None;
@@ -159,13 +162,6 @@ impl SegmentReader<'_> {
         }
         self.place = Place::Chunk(0);
         Ok(true)
-    }
-
-    /// Which part of its series the page's first chunk is.
-    fn part(&self) -> Result<u16, StorageError> {
-        let key = self.rows.key().expect("the cursor is on a row");
-        let (_, _, part) = SegmentKey::from_data_key(key).ok_or_else(|| self.damaged("a key is damaged"))?;
-        Ok(part)
     }
 
     fn damaged(&self, what: &str) -> StorageError {
