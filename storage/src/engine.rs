@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use saturn_model::{Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TimestampMs};
 
 use crate::digest;
+use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::flush::{self, FlushSignal};
 use crate::keys::{Segment, Tombstone, Window};
@@ -56,6 +57,7 @@ pub(crate) struct Store {
     pub(crate) options: EngineOptions,
     pub(crate) shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
     pub(crate) rocks: Rocks,
+    disk: Disk,
     pub(crate) wal: Wal,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flush_signal: FlushSignal,
@@ -104,10 +106,13 @@ impl Engine {
             Ok(())
         })?;
         let records = replayed.records;
+        let position = options.dir.join("position");
+        wal::check_position(&position, &wal_dir, meta.replay_from.unwrap_or(FIRST_SEGMENT), &replayed)?;
 
         let metrics = Arc::new(Metrics::new(registry));
         let wal_options = WalOptions {
             dir: wal_dir,
+            position,
             segment_bytes: options.wal_segment_bytes,
             group_bytes_max: options.group_commit_bytes_max,
             queue_bytes_max: options.wal_queue_bytes_max,
@@ -124,6 +129,7 @@ impl Engine {
             segments = meta.segments.len(), seconds = started.elapsed().as_secs_f64(), "storage opened"
         );
         let store = Arc::new(Store {
+            disk: Disk::new(options.dir.clone(), options.reserve_bytes),
             options,
             shards: RwLock::new(shards),
             rocks,
@@ -154,11 +160,12 @@ impl Engine {
     /// harmless.
     ///
     /// # Errors
-    /// `Invalid` names what is wrong; `Overloaded` asks to try later; `Failed` and `Closed` are final.
+    /// `Invalid` names what is wrong; `Overloaded` and `DiskFull` ask to try later; `Failed` and `Closed` are final.
     pub async fn append(&self, batches: Vec<Arc<ShardBatch>>) -> Result<Vec<AppendOutcome>, StorageError> {
         let store = &self.inner.store;
         store.wal.check()?;
         store.check_load()?;
+        store.disk.check(&store.metrics)?;
         let mut bytes = 0;
         for batch in &batches {
             check(batch)?;

@@ -11,7 +11,7 @@
 //! * `segment.rs`, `page.rs`: a window's samples as rows of RocksDB, the same whoever writes them.
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
 //! * `index.rs`: matchers to series; `read.rs`: series to merged samples.
-//! * `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
+//! * `disk.rs`: room on the disk; `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
 //!
 //! This crate admits samples of any age and any tenant: quotas, limits and ages are the front door's.
 //! It never asks who owns a shard. It asks the wall clock only which windows are closed or expired.
@@ -29,6 +29,7 @@ mod chunk;
 #[path = "../tests/it/copy.rs"]
 mod copy;
 mod digest;
+mod disk;
 mod engine;
 mod error;
 mod flush;
