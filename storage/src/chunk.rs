@@ -1,13 +1,10 @@
-//! The chunk: up to [`CHUNK_SAMPLES_MAX`] samples of one series as bytes, without loss.
+//! Columns as bytes, without loss: a vector of times, and a chunk of values, up to [`CHUNK_SAMPLES_MAX`] each.
 //!
-//! | field | bytes | content |
-//! |---|---|---|
-//! | format | 1 | 1 |
-//! | count | varint | number of samples, 1 to 1024 |
-//! | first time | zigzag varint | milliseconds |
-//! | other times | zigzag varints | first the difference to the time before, then differences of differences |
-//! | coding | 1 | how the values follow |
-//! | values | rest | see below |
+//! Times: a varint of their number; the first as zigzag varint in milliseconds; then zigzag varints, first
+//! the difference to the time before, then differences of differences. Several series share one vector,
+//! so it is stored apart from their values (`page.rs`).
+//!
+//! Values: one byte says how they follow; their number is that of their times.
 //!
 //! | coding | values |
 //! |---|---|
@@ -15,7 +12,7 @@
 //! | 1 decimal | exponent `e` (1 byte, 0 to 9); zigzag varints: the first `m`, then differences; value = `m / 10^e` |
 //! | 2 xor | 8 bytes: the first value's bits, little-endian; then a stream of bits (most significant first), per value: `0` same bits as before; `10` + the changed bits at the place of the last change; `11` + 6 bits count of leading zeros + 6 bits count of changed bits less one + the changed bits; zero bits fill the last byte |
 //!
-//! Invariants: every `f64` comes back bit for bit (NaN payloads, stale markers, -0); times are strictly
+//! Invariants: equal columns give equal bytes; every `f64` comes back bit for bit (NaN payloads, stale markers, -0); times are strictly
 //! ascending; differences wrap, so any `i64` is a valid time. There is no checksum in here: RocksDB's
 //! blocks have one. Blocks are also compressed (zstd), which is why times stay in whole bytes.
 
@@ -23,10 +20,9 @@ use crate::bits::{BitReader, BitWriter};
 use crate::wire::{Reader, put_varint, put_zigzag};
 
 /// Most samples of one chunk. A window of 2 h in milliseconds has at most 7,032 chunks of one series then,
-/// which the 16-bit part number in the key can count.
+/// which the 16-bit part number of a page can count.
 pub(crate) const CHUNK_SAMPLES_MAX: usize = 1024;
 
-const FORMAT: u8 = 1;
 const CONSTANT: u8 = 0;
 const DECIMAL: u8 = 1;
 const XOR: u8 = 2;
@@ -36,16 +32,51 @@ const POWERS_OF_TEN: [f64; 10] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1
 /// Integers below this are exact in `f64`.
 const MANTISSA_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// Appends the chunk of these samples to `out`.
+/// Appends the bytes of these times, which ascend strictly, to `out`.
 ///
 /// # Panics
-/// If there are no samples, more than [`CHUNK_SAMPLES_MAX`], or the columns differ in length.
-pub(crate) fn encode(timestamps: &[i64], values: &[f64], out: &mut Vec<u8>) {
-    assert_eq!(timestamps.len(), values.len(), "columns of one series");
+/// If there are none, or more than [`CHUNK_SAMPLES_MAX`].
+pub(crate) fn encode_times(timestamps: &[i64], out: &mut Vec<u8>) {
+    assert!((1..=CHUNK_SAMPLES_MAX).contains(&timestamps.len()), "{} times in a chunk", timestamps.len());
+    put_varint(out, timestamps.len() as u64);
+    put_zigzag(out, timestamps[0]);
+    let mut last_delta = 0_i64;
+    for pair in timestamps.windows(2) {
+        let delta = pair[1].wrapping_sub(pair[0]);
+        put_zigzag(out, delta.wrapping_sub(last_delta));
+        last_delta = delta;
+    }
+}
+
+/// Appends the times to the column. `None` if they are damaged; the column may have grown by a part then.
+pub(crate) fn decode_times(bytes: &[u8], timestamps: &mut Vec<i64>) -> Option<()> {
+    let mut reader = Reader::new(bytes);
+    let count = usize::try_from(reader.varint()?).ok()?;
+    if !(1..=CHUNK_SAMPLES_MAX).contains(&count) {
+        return None;
+    }
+    timestamps.reserve(count);
+    let mut time = reader.zigzag()?;
+    let mut delta = 0_i64;
+    timestamps.push(time);
+    for _ in 1..count {
+        delta = delta.wrapping_add(reader.zigzag()?);
+        let next = time.wrapping_add(delta);
+        if next <= time {
+            return None;
+        }
+        time = next;
+        timestamps.push(time);
+    }
+    reader.is_empty().then_some(())
+}
+
+/// Appends the chunk of these values to `out`.
+///
+/// # Panics
+/// If there are none, or more than [`CHUNK_SAMPLES_MAX`].
+pub(crate) fn encode_values(values: &[f64], out: &mut Vec<u8>) {
     assert!((1..=CHUNK_SAMPLES_MAX).contains(&values.len()), "{} samples in a chunk", values.len());
-    out.push(FORMAT);
-    put_varint(out, values.len() as u64);
-    encode_times(timestamps, out);
     let first = values[0].to_bits();
     if values.iter().all(|v| v.to_bits() == first) {
         out.push(CONSTANT);
@@ -59,20 +90,11 @@ pub(crate) fn encode(timestamps: &[i64], values: &[f64], out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a chunk's samples to the columns. `None` if the chunk is damaged; the columns may have grown
+/// Appends a chunk's `count` values to the column. `None` if the chunk is damaged; the column may have grown
 /// by a part of it then.
-pub(crate) fn decode(chunk: &[u8], timestamps: &mut Vec<i64>, values: &mut Vec<f64>) -> Option<()> {
+pub(crate) fn decode_values(chunk: &[u8], count: usize, values: &mut Vec<f64>) -> Option<()> {
     let mut reader = Reader::new(chunk);
-    if reader.u8()? != FORMAT {
-        return None;
-    }
-    let count = usize::try_from(reader.varint()?).ok()?;
-    if !(1..=CHUNK_SAMPLES_MAX).contains(&count) {
-        return None;
-    }
-    timestamps.reserve(count);
     values.reserve(count);
-    decode_times(&mut reader, count, timestamps)?;
     match reader.u8()? {
         CONSTANT => {
             let value = f64::from_bits(reader.u64()?);
@@ -86,32 +108,6 @@ pub(crate) fn decode(chunk: &[u8], timestamps: &mut Vec<i64>, values: &mut Vec<f
         XOR => decode_xor(&mut reader, count, values),
         _ => None,
     }
-}
-
-fn encode_times(timestamps: &[i64], out: &mut Vec<u8>) {
-    put_zigzag(out, timestamps[0]);
-    let mut last_delta = 0_i64;
-    for pair in timestamps.windows(2) {
-        let delta = pair[1].wrapping_sub(pair[0]);
-        put_zigzag(out, delta.wrapping_sub(last_delta));
-        last_delta = delta;
-    }
-}
-
-fn decode_times(reader: &mut Reader<'_>, count: usize, timestamps: &mut Vec<i64>) -> Option<()> {
-    let mut time = reader.zigzag()?;
-    let mut delta = 0_i64;
-    timestamps.push(time);
-    for _ in 1..count {
-        delta = delta.wrapping_add(reader.zigzag()?);
-        let next = time.wrapping_add(delta);
-        if next <= time {
-            return None;
-        }
-        time = next;
-        timestamps.push(time);
-    }
-    Some(())
 }
 
 /// `value * 10^exponent`, if dividing that by `10^exponent` gives `value` bit for bit.
@@ -218,14 +214,16 @@ mod tests {
         values.iter().map(|v| v.to_bits()).collect()
     }
 
-    fn round_trip(timestamps: &[i64], values: &[f64]) -> Vec<u8> {
-        let mut chunk = Vec::new();
-        encode(timestamps, values, &mut chunk);
+    fn round_trip(timestamps: &[i64], values: &[f64]) -> (Vec<u8>, Vec<u8>) {
+        let (mut times, mut chunk) = (Vec::new(), Vec::new());
+        encode_times(timestamps, &mut times);
+        encode_values(values, &mut chunk);
         let (mut t, mut v) = (Vec::new(), Vec::new());
-        decode(&chunk, &mut t, &mut v).expect("own chunk");
+        decode_times(&times, &mut t).expect("own times");
+        decode_values(&chunk, values.len(), &mut v).expect("own chunk");
         assert_eq!(t, timestamps);
         assert_eq!(bits(&v), bits(values));
-        chunk
+        (times, chunk)
     }
 
     fn value() -> impl Strategy<Value = f64> {
@@ -277,16 +275,21 @@ mod tests {
         fn damage_never_panics(
             (timestamps, values) in samples(), at in any::<prop::sample::Index>(), with in any::<u8>(),
         ) {
-            let mut chunk = Vec::new();
-            encode(&timestamps, &values, &mut chunk);
-            let at = at.index(chunk.len());
+            let (mut times, mut chunk) = round_trip(&timestamps, &values);
             let (mut t, mut v) = (Vec::new(), Vec::new());
-            prop_assert!(decode(&chunk[..at], &mut t, &mut v).is_none());
-            chunk[at] = with;
-            let (mut t, mut v) = (Vec::new(), Vec::new());
-            if decode(&chunk, &mut t, &mut v).is_some() {
-                prop_assert_eq!(t.len(), v.len());
+            let cut = at.index(times.len());
+            prop_assert!(decode_times(&times[..cut], &mut t).is_none());
+            times[cut] = with;
+            t.clear();
+            if decode_times(&times, &mut t).is_some() {
                 prop_assert!(t.windows(2).all(|pair| pair[0] < pair[1]));
+            }
+            let cut = at.index(chunk.len());
+            prop_assert!(decode_values(&chunk[..cut], values.len(), &mut v).is_none());
+            chunk[cut] = with;
+            v.clear();
+            if decode_values(&chunk, values.len(), &mut v).is_some() {
+                prop_assert_eq!(v.len(), values.len());
             }
         }
     }
@@ -295,14 +298,14 @@ mod tests {
     fn the_format_is_pinned() {
         // Files written by earlier versions must stay readable: these bytes must never change.
         let times = [1000, 2000, 3001];
-        assert_eq!(round_trip(&times, &[7.0; 3]), [1, 3, 208, 15, 208, 15, 2, 0, 0, 0, 0, 0, 0, 0, 28, 64]);
+        let (time_bytes, constant) = round_trip(&times, &[7.0; 3]);
+        assert_eq!(time_bytes, [3, 208, 15, 208, 15, 2]);
+        assert_eq!(constant, [0, 0, 0, 0, 0, 0, 0, 28, 64]);
+        assert_eq!(round_trip(&times, &[1.5, 1.25, -2.0]).1, [1, 2, 172, 2, 49, 137, 5]);
+        let stale = f64::from_bits(STALE_NAN_BITS);
         assert_eq!(
-            round_trip(&times, &[1.5, 1.25, -2.0]),
-            [1, 3, 208, 15, 208, 15, 2, 1, 2, 172, 2, 49, 137, 5]
-        );
-        assert_eq!(
-            round_trip(&times, &[1.0, f64::from_bits(STALE_NAN_BITS), f64::from_bits(STALE_NAN_BITS)]),
-            [1, 3, 208, 15, 208, 15, 2, 2, 0, 0, 0, 0, 0, 0, 240, 63, 193, 246, 0, 0, 0, 0, 0, 0, 0, 16]
+            round_trip(&times, &[1.0, stale, stale]).1,
+            [2, 0, 0, 0, 0, 0, 0, 240, 63, 193, 246, 0, 0, 0, 0, 0, 0, 0, 16]
         );
     }
 
@@ -310,6 +313,7 @@ mod tests {
     fn regular_series_are_small() {
         let times: Vec<i64> = (0..480).map(|i| 1_700_000_000_000 + i * 15_000).collect();
         let counter: Vec<f64> = (0..480).map(|i| f64::from(i * 7)).collect();
-        assert!(round_trip(&times, &counter).len() < 1000);
+        let (times, values) = round_trip(&times, &counter);
+        assert!(times.len() + values.len() < 1000);
     }
 }

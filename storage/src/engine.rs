@@ -4,7 +4,7 @@
 //! that contradicts itself changes nothing of its shard; after an error of the log nothing is acknowledged
 //! any more, while reads go on. This file wires the parts together; each part's own file says how it works.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,16 +15,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
-use saturn_model::{Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId};
+use saturn_model::{Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TimestampMs};
 
+use crate::digest;
+use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::flush::{self, FlushSignal};
-use crate::keys::{Segment, Window};
+use crate::keys::{Segment, Tombstone, Window};
+use crate::merge;
 use crate::metrics::Metrics;
 use crate::options::{EngineOptions, EngineStats};
 use crate::read;
 use crate::rocks::{Meta, Rocks};
 use crate::shard::Shard;
+use crate::tombstones;
 use crate::wal::{self, FIRST_SEGMENT, Wal, WalOptions};
 
 /// One node's data. Clones are handles to the same engine; the last one closes it.
@@ -53,12 +57,19 @@ pub(crate) struct Store {
     pub(crate) options: EngineOptions,
     pub(crate) shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
     pub(crate) rocks: Rocks,
+    disk: Disk,
     pub(crate) wal: Wal,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flush_signal: FlushSignal,
-    /// Number of the next flush; its lock is what lets one flush run at a time.
+    /// Number of the next flush, merge or tombstone; its lock is what lets one of them run at a time.
     pub(crate) next_segment: Mutex<u64>,
     pub(crate) disk_segments: AtomicU64,
+    /// Segments that are not live any more, whose files may still be read.
+    pub(crate) graveyard: Mutex<Vec<Arc<Segment>>>,
+    /// Windows that merges leave alone, because their data is damaged.
+    pub(crate) quarantine: Mutex<HashSet<Window>>,
+    #[cfg(test)]
+    armed_failpoint: Mutex<Option<&'static str>>,
     /// Signed: a flush may count samples out before their append has counted them in.
     head_samples: AtomicI64,
 }
@@ -84,20 +95,24 @@ impl Engine {
         fs::create_dir(&temporary).map_err(clearing)?;
 
         let mut shards = HashMap::new();
-        let meta = rocks.load_meta()?;
-        restore(&rocks, &meta, &mut shards)?;
-        let live: BTreeSet<u64> = meta.segments.iter().map(|segment| segment.key.segment).collect();
-        let orphans = rocks.remove_orphans(|segment| live.contains(&segment))?;
+        let mut meta = rocks.load_meta()?;
+        restore(&rocks, &mut meta, &mut shards)?;
+        let live: BTreeSet<(Window, u64)> =
+            meta.segments.iter().map(|segment| (segment.key.window, segment.key.segment)).collect();
+        let orphans = rocks.remove_orphans(|window, number| live.contains(&(window, number)))?;
         let mut head_samples = 0;
         let replayed = wal::replay(&wal_dir, meta.replay_from, |record| {
             head_samples += shard_of(&mut shards, record.shard).replay(record)?.new_samples as u64;
             Ok(())
         })?;
         let records = replayed.records;
+        let position = options.dir.join("position");
+        wal::check_position(&position, &wal_dir, meta.replay_from.unwrap_or(FIRST_SEGMENT), &replayed)?;
 
         let metrics = Arc::new(Metrics::new(registry));
         let wal_options = WalOptions {
             dir: wal_dir,
+            position,
             segment_bytes: options.wal_segment_bytes,
             group_bytes_max: options.group_commit_bytes_max,
             queue_bytes_max: options.wal_queue_bytes_max,
@@ -106,14 +121,15 @@ impl Engine {
         if meta.replay_from.is_none() {
             rocks.initialise(FIRST_SEGMENT)?;
         }
-        let series: usize = shards.values().map(|shard| shard.index.read().series.len()).sum();
-        metrics.series.set(gauge(series as u64));
+        let series: u64 = shards.values().map(|shard| shard.index.read().len()).sum();
+        metrics.series.set(gauge(series));
         metrics.head_samples.set(gauge(head_samples));
         tracing::info!(
             dir = %options.dir.display(), series, head_samples, records, orphans,
             segments = meta.segments.len(), seconds = started.elapsed().as_secs_f64(), "storage opened"
         );
         let store = Arc::new(Store {
+            disk: Disk::new(options.dir.clone(), options.reserve_bytes),
             options,
             shards: RwLock::new(shards),
             rocks,
@@ -122,6 +138,10 @@ impl Engine {
             flush_signal: FlushSignal::default(),
             next_segment: Mutex::new(meta.next_segment),
             disk_segments: AtomicU64::new(meta.segments.len() as u64),
+            graveyard: Mutex::default(),
+            quarantine: Mutex::default(),
+            #[cfg(test)]
+            armed_failpoint: Mutex::default(),
             head_samples: AtomicI64::new(gauge(head_samples)),
         });
         store.request_flush_if_due();
@@ -140,11 +160,12 @@ impl Engine {
     /// harmless.
     ///
     /// # Errors
-    /// `Invalid` names what is wrong; `Overloaded` asks to try later; `Failed` and `Closed` are final.
+    /// `Invalid` names what is wrong; `Overloaded` and `DiskFull` ask to try later; `Failed` and `Closed` are final.
     pub async fn append(&self, batches: Vec<Arc<ShardBatch>>) -> Result<Vec<AppendOutcome>, StorageError> {
         let store = &self.inner.store;
         store.wal.check()?;
         store.check_load()?;
+        store.disk.check(&store.metrics)?;
         let mut bytes = 0;
         for batch in &batches {
             check(batch)?;
@@ -210,12 +231,46 @@ impl Engine {
         flush::flush(&self.inner.store)
     }
 
+    /// Deletes the samples that there are of the tenant's matching series in the selection's range, in all
+    /// shards of this node. When this returns, that is durable and every read sees it; the space comes back
+    /// with later merges. Samples that are appended after this was called stay, whatever their time.
+    /// Returns how many series it concerns. Blocks.
+    ///
+    /// # Errors
+    /// `Invalid` if the range is empty; else those of a flush, and nothing is deleted.
+    pub fn delete_series(&self, selection: &Selection) -> Result<u64, StorageError> {
+        tombstones::delete(&self.inner.store, selection)
+    }
+
+    /// Does what the background does from time to time, as if it were `now`: drops what retention does not
+    /// cover, merges what has too many segments. Blocks.
+    ///
+    /// # Errors
+    /// `Unavailable` on IO errors: it may work later. Damaged windows are reported and skipped.
+    pub fn maintain(&self, now: TimestampMs) -> Result<(), StorageError> {
+        merge::maintain(&self.inner.store, now.0)
+    }
+
+    /// A digest of the shard's samples in the 2 h window that begins at `window_start`: equal samples give
+    /// equal digests on every node, whatever their way there. 256 buckets by the fingerprint's highest byte.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// `Invalid` if no window begins there; `Corrupt` if stored data is damaged.
+    pub fn digest(&self, shard: ShardId, window_start: TimestampMs) -> Result<[u64; 256], StorageError> {
+        let window = Window::of(window_start.0).filter(|window| window.start() == window_start.0);
+        let window = window.ok_or_else(|| StorageError::Invalid {
+            reason: format!("no 2 h window begins at {window_start} ms"),
+        })?;
+        digest::digest(&self.inner.store, shard, window)
+    }
+
     /// The engine's figures now.
     pub fn stats(&self) -> EngineStats {
         let store = &self.inner.store;
         let shards = store.shards.read();
         EngineStats {
-            series: shards.values().map(|shard| shard.index.read().series.len() as u64).sum(),
+            series: shards.values().map(|shard| shard.index.read().len()).sum(),
             head_samples: store.samples_in_memory(),
             wal_bytes: store.wal.bytes(),
             disk_bytes: store.rocks.disk_bytes(),
@@ -274,6 +329,33 @@ impl Store {
 
     pub(crate) fn known_shard(&self, shard: ShardId) -> Option<Arc<Shard>> {
         self.shards.read().get(&shard).cloned()
+    }
+
+    /// All shards, ascending.
+    pub(crate) fn all_shards(&self) -> Vec<Arc<Shard>> {
+        let mut shards: Vec<Arc<Shard>> = self.shards.read().values().cloned().collect();
+        shards.sort_unstable_by_key(|shard| shard.id);
+        shards
+    }
+
+    /// A step at which tests let an operation die.
+    #[cfg(not(test))]
+    pub(crate) fn failpoint(&self, _step: &str) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn failpoint(&self, step: &'static str) -> Result<(), StorageError> {
+        if self.armed_failpoint.lock().take_if(|armed| *armed == step).is_none() {
+            return Ok(());
+        }
+        let source = std::io::Error::other("injected");
+        Err(StorageError::Unavailable { action: format!("go on: {step}"), source: source.into() })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn arm_failpoint(&self, step: Option<&'static str>) {
+        *self.armed_failpoint.lock() = step;
     }
 
     fn shard(&self, shard: ShardId) -> Arc<Shard> {
@@ -348,10 +430,24 @@ fn shard_of(shards: &mut HashMap<ShardId, Arc<Shard>>, shard: ShardId) -> &Arc<S
 /// Brings back series and segments from the database.
 fn restore(
     rocks: &Rocks,
-    meta: &Meta,
+    meta: &mut Meta,
     shards: &mut HashMap<ShardId, Arc<Shard>>,
 ) -> Result<(), StorageError> {
-    rocks.load_series(|row| shard_of(shards, row.shard).restore_series(row))?;
+    let gaps = &meta.ordinals;
+    rocks.load_series(|row| {
+        let gaps = gaps.get(&row.shard).copied().unwrap_or(0);
+        shard_of(shards, row.shard).restore_series(row, gaps)
+    })?;
+    for (shard, ordinals) in gaps {
+        shard_of(shards, *shard).restore_ordinals(*ordinals);
+    }
+    let mut tombstones: HashMap<ShardId, Vec<Arc<Tombstone>>> = HashMap::new();
+    for tombstone in meta.tombstones.drain(..) {
+        tombstones.entry(tombstone.shard).or_default().push(Arc::new(tombstone));
+    }
+    for (shard, tombstones) in tombstones {
+        shard_of(shards, shard).restore_tombstones(tombstones);
+    }
     let mut segments: HashMap<ShardId, Vec<Arc<Segment>>> = HashMap::new();
     for segment in &meta.segments {
         segments.entry(segment.key.shard).or_default().push(Arc::new(segment.clone()));

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use saturn_model::Labels;
+
 /// A cause whose type is nobody's business outside (RocksDB's errors, mostly).
 pub(crate) type Cause = Box<dyn Error + Send + Sync>;
 
@@ -32,6 +34,16 @@ pub enum StorageError {
         samples: u64,
         /// The limit.
         max: u64,
+    },
+    /// The disk is nearly full. Reads go on, and writes do again once there is room.
+    #[error("only {free} bytes are free in {}, the reserve is {reserve} (reserve_bytes)", dir.display())]
+    DiskFull {
+        /// The data directory.
+        dir: PathBuf,
+        /// Bytes free now.
+        free: u64,
+        /// Bytes that must stay free.
+        reserve: u64,
     },
     /// Another process has this data directory open.
     #[error("data directory {} is in use by another process", dir.display())]
@@ -75,6 +87,14 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// Adds to a report of damage whose data it is.
+    pub(crate) fn of_series(mut self, labels: &Labels) -> Self {
+        if let Self::Corrupt { reason, .. } = &mut self {
+            reason.push_str(&format!(", series {labels}"));
+        }
+        self
+    }
+
     /// An IO error of one operation on `path`.
     pub(crate) fn io(action: &str, path: &Path, source: io::Error) -> Self {
         Self::Unavailable { action: format!("{action} {}", path.display()), source: source.into() }

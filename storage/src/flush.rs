@@ -5,7 +5,7 @@
 //! 1. The log starts a new segment `n`: all records before it are durable, and their samples in heads.
 //! 2. Every shard's head is set aside (and stays readable).
 //! 3. New series' rows go to `index`, and the flush's number is taken for good, in one synced write.
-//! 4. Chunks are written to table files, one per window, and ingested: durable, but read by nobody.
+//! 4. Pages are written to table files, one per window, and ingested: durable, but read by nobody.
 //! 5. One synced write to `meta` makes the segments live and says that replay starts at `n`.
 //! 6. In memory, the segments replace what was set aside.
 //! 7. Log segments below `n` are removed.
@@ -19,24 +19,19 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex};
-use roaring::RoaringBitmap;
 
-use crate::chunk::{self, CHUNK_SAMPLES_MAX};
 use crate::engine::Store;
 use crate::error::StorageError;
-use crate::keys::{Segment, SegmentKey, Window};
-use crate::run::Run;
+use crate::keys::{Segment, SegmentKey, SeriesKey, Window};
+use crate::merge::{self, Step};
+use crate::segment::{LazyTable, SegmentWriter};
 use crate::shard::{Shard, Taken};
 
 /// After a failed flush the thread waits this long.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
-/// Windows that get a table file of their own in one flush. If there are more (a backfill), the rest share
-/// one file: that costs reads a little, but not a file per two hours of history.
-const TABLES_MAX: usize = 64;
-
 /// Wakes the flush thread.
 #[derive(Debug, Default)]
 pub(crate) struct FlushSignal {
@@ -70,6 +65,12 @@ impl FlushSignal {
         self.state.lock().wanted = false;
     }
 
+    /// Whether somebody wants the thread to flush, or to end.
+    fn is_wanted(&self) -> bool {
+        let state = self.state.lock();
+        state.wanted || state.stopping
+    }
+
     /// Asks the thread to end.
     pub(crate) fn stop(&self) {
         self.state.lock().stopping = true;
@@ -100,6 +101,7 @@ pub(crate) fn run_guarded(store: &Store) {
                 Ok(()) => {
                     store.flush_signal.forget();
                     store.request_flush_if_due();
+                    maintain(store);
                 }
                 Err(StorageError::Failed { .. } | StorageError::Closed) => return,
                 Err(error) => {
@@ -114,17 +116,40 @@ pub(crate) fn run_guarded(store: &Store) {
     }
 }
 
+/// Retention and merges, window by window, until a flush is wanted.
+fn maintain(store: &Store) {
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let now_ms = i64::try_from(now_ms).unwrap_or(i64::MAX);
+    let mut done = merge::expire(store, now_ms);
+    while done.is_ok() && !store.flush_signal.is_wanted() {
+        match merge::merge_one(store, now_ms) {
+            Ok(Step::Done) => {}
+            Ok(Step::Idle) => return,
+            Err(error) => done = Err(error),
+        }
+    }
+    if let Err(error) = done {
+        store.metrics.merge_failures.inc();
+        tracing::error!(error = &error as &dyn std::error::Error, "maintenance failed, trying again later");
+    }
+}
+
 /// Flushes all shards. One flush runs at a time; a second one waits for the first.
 pub(crate) fn flush(store: &Store) -> Result<(), StorageError> {
-    let mut next_segment = store.next_segment.lock();
+    flush_locked(store, &mut store.next_segment.lock())
+}
+
+/// Flushes all shards. The caller holds the lock on the number of the next segment.
+pub(crate) fn flush_locked(store: &Store, next_segment: &mut u64) -> Result<(), StorageError> {
     store.wal.check()?;
-    let mut shards: Vec<Arc<Shard>> = store.shards.read().values().cloned().collect();
-    shards.sort_unstable_by_key(|shard| shard.id);
-    if !shards.iter().any(|shard| shard.needs_flush()) {
+    if !store.all_shards().iter().any(|shard| shard.needs_flush()) {
         return Ok(());
     }
     let started = Instant::now();
     let replay_from = store.wal.rotate()?;
+    store.failpoint("flush: log rotated")?;
+    // Listed only now: a shard that was new a moment ago may have records in the log that goes.
+    let shards = store.all_shards();
     let taken: Vec<(Arc<Shard>, Taken)> =
         shards.into_iter().filter_map(|shard| shard.begin_flush().map(|taken| (shard, taken))).collect();
     let number = *next_segment;
@@ -171,122 +196,92 @@ fn write(
 ) -> Result<Written, StorageError> {
     let rows = taken.iter().flat_map(|(_, taken)| taken.new_series.iter().cloned());
     store.rocks.write_series(rows, number + 1)?;
-    let chunks = plan_chunks(taken);
-    let (paths, bytes) = write_tables(store, taken, number, &chunks)?;
-    if !paths.is_empty() {
-        store.rocks.ingest(paths)?;
+    store.failpoint("flush: rows written")?;
+    let tables = write_tables(store, taken, number)?;
+    store.failpoint("flush: pages written")?;
+    if !tables.paths.is_empty() {
+        store.rocks.ingest(tables.paths)?;
     }
-    let segments = describe(taken, number, &chunks);
-    store.rocks.commit(segments.iter().map(|s| &**s), replay_from)?;
-    let samples = segments.iter().map(|segment| segment.samples).sum();
-    Ok(Written { segments, samples, bytes })
+    store.failpoint("flush: ingested")?;
+    store.rocks.commit(tables.segments.iter().map(|s| &**s), replay_from)?;
+    store.failpoint("flush: committed")?;
+    let samples = tables.segments.iter().map(|segment| segment.samples).sum();
+    Ok(Written { segments: tables.segments, samples, bytes: tables.bytes })
 }
 
-/// One chunk to write. Ordered like its key.
+/// The part of a run that lies in one window. Ordered like its place in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct PlannedChunk {
+struct Piece {
     window: Window,
     /// Position in the list of shards, which is ordered by shard.
     shard: usize,
-    /// Position in the shard's runs, which are ordered by ordinal.
+    series: SeriesKey,
+    /// Position in the shard's runs.
     run: usize,
-    part: u16,
     /// First sample of the run.
     from: usize,
     /// One behind the last sample of the run.
     to: usize,
 }
 
-/// Cuts every run at windows, and windows with many samples into parts.
-fn plan_chunks(taken: &[(Arc<Shard>, Taken)]) -> Vec<PlannedChunk> {
-    let mut chunks = Vec::new();
-    for (shard, (_, taken)) in taken.iter().enumerate() {
-        for (run, (_, samples)) in taken.runs.iter().enumerate() {
-            let mut at = 0;
-            while let Some(first) = samples.timestamps.get(at) {
+/// Cuts every run at windows.
+fn cut(taken: &[(Arc<Shard>, Taken)]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (position, (shard, taken)) in taken.iter().enumerate() {
+        let index = shard.index.read();
+        for (run, (ordinal, samples)) in taken.runs.iter().enumerate() {
+            let series = index.get(*ordinal).expect("a series with samples in memory stays").key();
+            let mut from = 0;
+            while let Some(first) = samples.timestamps.get(from) {
                 let window = Window::of(*first).expect("appends check that times have a window");
-                let rest = &samples.timestamps[at..];
-                let end = at + rest.partition_point(|timestamp| *timestamp < window.end());
-                let mut part = 0;
-                while at < end {
-                    let to = end.min(at + CHUNK_SAMPLES_MAX);
-                    chunks.push(PlannedChunk { window, shard, run, part, from: at, to });
-                    part += 1;
-                    at = to;
-                }
+                let rest = &samples.timestamps[from..];
+                let to = from + rest.partition_point(|timestamp| *timestamp < window.end());
+                pieces.push(Piece { window, shard: position, series, run, from, to });
+                from = to;
             }
         }
     }
-    chunks.sort_unstable();
-    chunks
+    pieces.sort_unstable();
+    pieces
 }
 
-/// The ordinal and samples of a planned chunk.
-fn locate(taken: &[(Arc<Shard>, Taken)], chunk: PlannedChunk) -> (&Shard, u32, &Run) {
-    let (shard, taken) = &taken[chunk.shard];
-    let (ordinal, run) = &taken.runs[chunk.run];
-    (shard, *ordinal, run)
+#[derive(Debug, Default)]
+struct Tables {
+    paths: Vec<PathBuf>,
+    bytes: u64,
+    /// The rows of `meta` for what was written: one per window and shard.
+    segments: Vec<Arc<Segment>>,
 }
 
-fn write_tables(
-    store: &Store,
-    taken: &[(Arc<Shard>, Taken)],
-    number: u64,
-    chunks: &[PlannedChunk],
-) -> Result<(Vec<PathBuf>, u64), StorageError> {
-    let mut paths = Vec::new();
-    let mut bytes = 0;
-    let mut rest = chunks;
-    let mut encoded = Vec::new();
-    while let Some(first) = rest.first() {
-        let count = if paths.len() + 1 < TABLES_MAX {
-            rest.partition_point(|chunk| chunk.window == first.window)
-        } else {
-            rest.len()
-        };
-        let (now, later) = rest.split_at(count);
-        rest = later;
-        let name = format!("{number:08}-{:03}.sst", paths.len());
-        let mut table = store.rocks.table(store.temporary_dir().join(name))?;
-        for chunk in now {
-            let (shard, ordinal, run) = locate(taken, *chunk);
-            let segment = SegmentKey { window: chunk.window, segment: number, shard: shard.id };
-            let samples = chunk.from..chunk.to;
-            encoded.clear();
-            chunk::encode(&run.timestamps[samples.clone()], &run.values[samples], &mut encoded);
-            table.put(&segment.data_key(ordinal, chunk.part), &encoded)?;
+/// Writes one table file per window.
+fn write_tables(store: &Store, taken: &[(Arc<Shard>, Taken)], number: u64) -> Result<Tables, StorageError> {
+    let mut tables = Tables::default();
+    for pieces in cut(taken).chunk_by(|a, b| a.window == b.window) {
+        let window = pieces[0].window;
+        let path = store.temporary_dir().join(format!("{number:08}-{:08x}.sst", window.0));
+        let mut table = LazyTable::new(&store.rocks, path);
+        for pieces in pieces.chunk_by(|a, b| a.shard == b.shard) {
+            let (shard, taken) = &taken[pieces[0].shard];
+            let key = SegmentKey { window, segment: number, shard: shard.id };
+            let mut writer = SegmentWriter::new(&mut table, key);
+            for piece in pieces {
+                let (ordinal, run) = &taken.runs[piece.run];
+                let samples = piece.from..piece.to;
+                writer.push(
+                    piece.series,
+                    *ordinal,
+                    &run.timestamps[samples.clone()],
+                    &run.values[samples],
+                )?;
+            }
+            tables.segments.extend(writer.finish()?.map(Arc::new));
         }
-        let (path, table_bytes) = table.finish()?;
-        paths.push(path);
-        bytes += table_bytes;
-    }
-    Ok((paths, bytes))
-}
-
-/// The rows of `meta` for what was written: one per window and shard.
-fn describe(taken: &[(Arc<Shard>, Taken)], number: u64, chunks: &[PlannedChunk]) -> Vec<Arc<Segment>> {
-    let same_segment = |a: &PlannedChunk, b: &PlannedChunk| (a.window, a.shard) == (b.window, b.shard);
-    let mut segments = Vec::new();
-    for group in chunks.chunk_by(same_segment) {
-        let (shard, _, _) = locate(taken, group[0]);
-        let mut segment = Segment {
-            key: SegmentKey { window: group[0].window, segment: number, shard: shard.id },
-            samples: 0,
-            first_ms: i64::MAX,
-            last_ms: i64::MIN,
-            ordinals: RoaringBitmap::new(),
-        };
-        for chunk in group {
-            let (_, ordinal, run) = locate(taken, *chunk);
-            segment.samples += (chunk.to - chunk.from) as u64;
-            segment.first_ms = segment.first_ms.min(run.timestamps[chunk.from]);
-            segment.last_ms = segment.last_ms.max(run.timestamps[chunk.to - 1]);
-            segment.ordinals.insert(ordinal);
+        if let Some((path, bytes)) = table.finish()? {
+            tables.paths.push(path);
+            tables.bytes += bytes;
         }
-        segment.ordinals.optimize();
-        segments.push(Arc::new(segment));
     }
-    segments
+    Ok(tables)
 }
 
 #[cfg(test)]

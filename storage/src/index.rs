@@ -1,13 +1,15 @@
 //! The label index of one shard: who is there, and which series carry which label.
 //!
 //! Postings are roaring bitmaps of ordinals, per tenant, label name and value; nothing of one tenant can be
-//! reached through another. Ordinals are dense, in order of arrival, never used twice. Series are only
-//! ever added.
+//! reached through another. Ordinals are in order of arrival, never used twice. Series whose samples are all
+//! gone are taken out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use roaring::RoaringBitmap;
 use saturn_model::{Fingerprint, Labels, MatchOp, Matcher, TenantId};
+
+use crate::keys::SeriesKey;
 
 /// What is known of a series but for its samples.
 #[derive(Clone, Debug)]
@@ -18,11 +20,19 @@ pub(crate) struct Series {
     pub(crate) labels: Labels,
 }
 
+impl Series {
+    /// Where the series is within segments.
+    pub(crate) fn key(&self) -> SeriesKey {
+        SeriesKey::new(self.labels.metric_name(), self.fingerprint)
+    }
+}
+
 /// The series of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    /// By ordinal.
-    pub(crate) series: Vec<Series>,
+    /// By ordinal. `None`: gone for good, or never known to this process.
+    series: Vec<Option<Series>>,
+    known: RoaringBitmap,
     pub(crate) tenants: Vec<TenantIndex>,
 }
 
@@ -35,6 +45,58 @@ pub(crate) struct TenantIndex {
 }
 
 impl Index {
+    /// A series, unless it is gone.
+    pub(crate) fn get(&self, ordinal: u32) -> Option<&Series> {
+        self.series.get(ordinal as usize)?.as_ref()
+    }
+
+    /// The series that are there.
+    pub(crate) fn known(&self) -> RoaringBitmap {
+        self.known.clone()
+    }
+
+    /// How many series are there.
+    pub(crate) fn len(&self) -> u64 {
+        self.known.len()
+    }
+
+    /// These series in the order that they have in segments, with their ordinals. Those that are gone are
+    /// left out.
+    pub(crate) fn in_key_order(&self, ordinals: impl Iterator<Item = u32>) -> Vec<(SeriesKey, u32)> {
+        let mut keys: Vec<(SeriesKey, u32)> =
+            ordinals.filter_map(|ordinal| Some((self.get(ordinal)?.key(), ordinal))).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// Uses up the next ordinal for a series that is gone.
+    pub(crate) fn skip(&mut self) {
+        self.series.push(None);
+    }
+
+    /// Takes a series out. Its ordinal is never used again.
+    pub(crate) fn remove(&mut self, ordinal: u32) -> Option<Series> {
+        let series = self.series.get_mut(ordinal as usize)?.take()?;
+        self.known.remove(ordinal);
+        let tenant = &mut self.tenants[series.tenant as usize];
+        tenant.all.remove(ordinal);
+        for (name, value) in series.labels.iter() {
+            let Some(values) = tenant.names.get_mut(name) else {
+                continue;
+            };
+            if let Some(postings) = values.get_mut(value) {
+                postings.remove(ordinal);
+                if postings.is_empty() {
+                    values.remove(value);
+                }
+            }
+            if values.is_empty() {
+                tenant.names.remove(name);
+            }
+        }
+        Some(series)
+    }
+
     /// The position of a tenant, which is added if it is new.
     pub(crate) fn tenant_position(&mut self, tenant: &TenantId) -> u32 {
         let known = self.tenants.iter().position(|t| t.tenant == *tenant);
@@ -68,7 +130,8 @@ impl Index {
                 }
             }
         }
-        self.series.push(series);
+        self.known.insert(ordinal);
+        self.series.push(Some(series));
     }
 
     pub(crate) fn tenant(&self, tenant: &TenantId) -> Option<&TenantIndex> {
@@ -192,7 +255,7 @@ mod tests {
             matchers in proptest::collection::vec(matcher(), 0..4),
         ) {
             let index = index(&sets);
-            let want: Vec<u32> = index.series.iter().zip(0..)
+            let want: Vec<u32> = index.series.iter().flatten().zip(0..)
                 .filter(|(s, _)| matchers.iter().all(|m| m.matches(s.labels.get(m.name()).unwrap_or(""))))
                 .map(|(_, ordinal)| ordinal).collect();
             let got: Vec<u32> = index.tenants[0].matching(&matchers).into_iter().collect();

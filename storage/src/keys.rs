@@ -3,18 +3,19 @@
 //! Numbers in keys are big-endian, so that RocksDB's order of bytes is the order of numbers; numbers in
 //! values are little-endian.
 //!
-//! `data`: one row per chunk (`chunk.rs`), written by ingesting table files, never by a put.
+//! `data`: one row per page (`page.rs`), written by ingesting table files, never by a put.
 //!
 //! | key field | bytes | content |
 //! |---|---|---|
 //! | window | 4 | number of the 2 h window (may be negative), plus 2^31 |
-//! | segment | 8 | number of the flush |
+//! | segment | 8 | number of the flush or merge |
 //! | shard | 2 | |
-//! | ordinal | 4 | the series' number within its shard, on this node |
-//! | part | 2 | 0, or higher if the series has more samples in the window than a chunk holds |
+//! | series | 20 | [`SeriesKey`] of the page's last chunk, so that a search forwards finds the page |
+//! | part | 2 | of the page's last chunk: 0, or higher if the series has several chunks |
 //!
-//! Window and segment come first because a flush writes one table file per window for all shards: such
-//! files never overlap each other, all lie in RocksDB's last level, and go away as files.
+//! Window and segment come first because a flush or merge writes one table file per window for all shards:
+//! such files never overlap each other, all lie in RocksDB's last level, and go away as files. Nothing in
+//! rows of `data` depends on the replica but the segment's number.
 //!
 //! `index`: one row per series.
 //!
@@ -28,10 +29,12 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `v` | u32: version of the format, 1 |
-//! | `n` | u64: number of the next segment; numbers are never used twice |
+//! | `v` | u32: version of the format, 2 |
+//! | `n` | u64: number of the next flush, merge or tombstone; numbers are never used twice |
 //! | `w` | u64: number of the first WAL segment that replay needs |
 //! | `g`, window (4), segment (8), shard (2) | u64 samples, i64 first time, i64 last time, serialised roaring bitmap of the ordinals |
+//! | `t`, shard (2), number (8) | i64 first time, i64 last time, serialised roaring bitmap of the ordinals: a [`Tombstone`] |
+//! | `o`, shard (2) | u32: ordinals below it may be missing from `index`, because their series are gone |
 
 use roaring::RoaringBitmap;
 use saturn_model::{Fingerprint, Labels, ShardId, TenantId};
@@ -41,14 +44,16 @@ use crate::wire::Reader;
 /// Length of a window in milliseconds.
 pub(crate) const WINDOW_MS: i64 = 2 * 3600 * 1000;
 /// Version of everything in the data directory.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 /// Length of a key of `data`.
-pub(crate) const DATA_KEY_BYTES: usize = 20;
+pub(crate) const DATA_KEY_BYTES: usize = 36;
 
 pub(crate) const META_VERSION: &[u8] = b"v";
 pub(crate) const META_NEXT_SEGMENT: &[u8] = b"n";
 pub(crate) const META_REPLAY_FROM: &[u8] = b"w";
 pub(crate) const META_SEGMENT: u8 = b'g';
+pub(crate) const META_TOMBSTONE: u8 = b't';
+pub(crate) const META_ORDINALS: u8 = b'o';
 const INDEX_SERIES: u8 = b's';
 
 /// A 2 h window, numbered so that unsigned order is the order of time.
@@ -62,6 +67,11 @@ impl Window {
         Some(Self(number.cast_unsigned() ^ 1 << 31))
     }
 
+    /// The window's first millisecond.
+    pub(crate) fn start(self) -> i64 {
+        self.end() - WINDOW_MS
+    }
+
     /// The first millisecond after the window.
     pub(crate) fn end(self) -> i64 {
         let number = (self.0 ^ 1 << 31).cast_signed();
@@ -69,7 +79,73 @@ impl Window {
     }
 }
 
-/// Which flushed data: one flush's samples of one shard and window.
+/// Where a series is within a segment: CRC-32C of the metric's name, then the fingerprint, both big-endian. It
+/// is the same on every replica, and the series of one metric are neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SeriesKey(pub(crate) [u8; Self::BYTES]);
+
+impl SeriesKey {
+    pub(crate) const BYTES: usize = 20;
+
+    pub(crate) fn new(metric_name: &str, fingerprint: Fingerprint) -> Self {
+        let mut key = [0; Self::BYTES];
+        key[..4].copy_from_slice(&crc32c::crc32c(metric_name.as_bytes()).to_be_bytes());
+        key[4..].copy_from_slice(&fingerprint.0.to_be_bytes());
+        Self(key)
+    }
+
+    /// Number of leading bytes that both have.
+    pub(crate) fn common(&self, other: &Self) -> usize {
+        self.0.iter().zip(&other.0).take_while(|(a, b)| a == b).count()
+    }
+}
+
+/// Samples that were deleted: those of some series in a range of time, in segments older than the tombstone.
+/// What is stored later, even for the same range, stays.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tombstone {
+    pub(crate) shard: ShardId,
+    /// Segments with lower numbers are affected.
+    pub(crate) number: u64,
+    pub(crate) first_ms: i64,
+    pub(crate) last_ms: i64,
+    pub(crate) ordinals: RoaringBitmap,
+}
+
+impl Tombstone {
+    /// Whether it may hide samples of the segment.
+    pub(crate) fn concerns(&self, segment: &Segment) -> bool {
+        segment.key.segment < self.number
+            && segment.touches(self.first_ms, self.last_ms)
+            && !self.ordinals.is_disjoint(&segment.ordinals)
+    }
+
+    pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
+        let mut key = vec![META_TOMBSTONE];
+        key.extend_from_slice(&self.shard.0.to_be_bytes());
+        key.extend_from_slice(&self.number.to_be_bytes());
+        let mut value = Vec::with_capacity(16 + self.ordinals.serialized_size());
+        value.extend_from_slice(&self.first_ms.to_le_bytes());
+        value.extend_from_slice(&self.last_ms.to_le_bytes());
+        self.ordinals.serialize_into(&mut value).expect("writing to memory does not fail");
+        (key, value)
+    }
+
+    pub(crate) fn from_row(key: &[u8], value: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(key.strip_prefix(&[META_TOMBSTONE])?);
+        let shard = ShardId(reader.array().map(u16::from_be_bytes)?);
+        let number = reader.array().map(u64::from_be_bytes)?;
+        if !reader.is_empty() {
+            return None;
+        }
+        let mut reader = Reader::new(value);
+        let (first_ms, last_ms) = (reader.i64()?, reader.i64()?);
+        let ordinals = RoaringBitmap::deserialize_from(reader.rest()).ok()?;
+        Some(Self { shard, number, first_ms, last_ms, ordinals })
+    }
+}
+
+/// Which flushed data: one flush's or merge's samples of one shard and window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SegmentKey {
     pub(crate) window: Window,
@@ -108,21 +184,33 @@ impl SegmentKey {
         prefix
     }
 
-    pub(crate) fn data_key(self, ordinal: u32, part: u16) -> [u8; DATA_KEY_BYTES] {
+    pub(crate) fn data_key(self, series: SeriesKey, part: u16) -> [u8; DATA_KEY_BYTES] {
         let mut key = [0; DATA_KEY_BYTES];
         key[..14].copy_from_slice(&self.data_prefix());
-        key[14..18].copy_from_slice(&ordinal.to_be_bytes());
-        key[18..].copy_from_slice(&part.to_be_bytes());
+        key[14..34].copy_from_slice(&series.0);
+        key[34..].copy_from_slice(&part.to_be_bytes());
         key
     }
 
-    /// Splits a key of `data` into segment, ordinal and part.
-    pub(crate) fn from_data_key(key: &[u8]) -> Option<(Self, u32, u16)> {
+    /// The key of its row in `meta`.
+    pub(crate) fn to_row_key(self) -> Vec<u8> {
+        [[META_SEGMENT].as_slice(), &self.data_prefix()].concat()
+    }
+
+    /// A key behind all its keys in `data`.
+    pub(crate) fn data_end(self) -> [u8; DATA_KEY_BYTES + 1] {
+        let mut key = [0xff; DATA_KEY_BYTES + 1];
+        key[..14].copy_from_slice(&self.data_prefix());
+        key
+    }
+
+    /// Splits a key of `data` into segment, series and part.
+    pub(crate) fn from_data_key(key: &[u8]) -> Option<(Self, SeriesKey, u16)> {
         let mut reader = Reader::new(key);
         let segment = Self::read(&mut reader)?;
-        let ordinal = reader.array().map(u32::from_be_bytes)?;
+        let series = SeriesKey(reader.array()?);
         let part = reader.array().map(u16::from_be_bytes)?;
-        reader.is_empty().then_some((segment, ordinal, part))
+        reader.is_empty().then_some((segment, series, part))
     }
 
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
@@ -135,8 +223,7 @@ impl SegmentKey {
 
 impl Segment {
     pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
-        let mut key = vec![META_SEGMENT];
-        key.extend_from_slice(&self.key.data_prefix());
+        let key = self.key.to_row_key();
         let mut value = Vec::with_capacity(24 + self.ordinals.serialized_size());
         value.extend_from_slice(&self.samples.to_le_bytes());
         value.extend_from_slice(&self.first_ms.to_le_bytes());
@@ -159,10 +246,15 @@ impl Segment {
 }
 
 impl SeriesRow {
-    pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) fn key(shard: ShardId, ordinal: u32) -> Vec<u8> {
         let mut key = vec![INDEX_SERIES];
-        key.extend_from_slice(&self.shard.0.to_be_bytes());
-        key.extend_from_slice(&self.ordinal.to_be_bytes());
+        key.extend_from_slice(&shard.0.to_be_bytes());
+        key.extend_from_slice(&ordinal.to_be_bytes());
+        key
+    }
+
+    pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
+        let key = Self::key(self.shard, self.ordinal);
         let tenant = self.tenant.as_str();
         let labels = self.labels.as_encoded();
         let mut value = Vec::with_capacity(17 + tenant.len() + labels.len());
@@ -197,15 +289,18 @@ mod tests {
     proptest! {
         #[test]
         fn data_keys_sort_like_their_fields(
-            a in (any::<u32>(), any::<u64>(), any::<u16>(), any::<u32>(), any::<u16>()),
-            b in (any::<u32>(), any::<u64>(), any::<u16>(), any::<u32>(), any::<u16>()),
+            a in (any::<u32>(), any::<u64>(), any::<u16>(), any::<[u8; 20]>(), any::<u16>()),
+            b in (any::<u32>(), any::<u64>(), any::<u16>(), any::<[u8; 20]>(), any::<u16>()),
         ) {
-            let key = |(window, segment, shard, ordinal, part)| {
-                SegmentKey { window: Window(window), segment, shard: ShardId(shard) }.data_key(ordinal, part)
+            let segment = |(window, segment, shard, _, _): (u32, u64, u16, [u8; 20], u16)| {
+                SegmentKey { window: Window(window), segment, shard: ShardId(shard) }
             };
+            let key = |fields| segment(fields).data_key(SeriesKey(fields.3), fields.4);
+            prop_assert!(key(a).as_slice() < segment(a).data_end().as_slice());
+            prop_assert!(key(a).as_slice() >= segment(a).data_prefix().as_slice());
             prop_assert_eq!(key(a).cmp(&key(b)), a.cmp(&b));
-            let (back, ordinal, part) = SegmentKey::from_data_key(&key(a)).expect("own key");
-            prop_assert_eq!((back.window.0, back.segment, back.shard.0, ordinal, part), a);
+            let (back, series, part) = SegmentKey::from_data_key(&key(a)).expect("own key");
+            prop_assert_eq!((back.window.0, back.segment, back.shard.0, series.0, part), a);
         }
 
         #[test]
@@ -231,7 +326,12 @@ mod tests {
                 samples: 3, first_ms: -4, last_ms: 5, ordinals: ordinals.into_iter().collect(),
             };
             let (key, value) = segment.to_row();
+            let tombstone = Tombstone {
+                shard: ShardId(shard), number: 8, first_ms: i64::MIN, last_ms: 5, ordinals: segment.ordinals.clone(),
+            };
             prop_assert_eq!(Segment::from_row(&key, &value), Some(segment));
+            let (key, value) = tombstone.to_row();
+            prop_assert_eq!(Tombstone::from_row(&key, &value), Some(tombstone));
         }
 
         #[test]
@@ -242,6 +342,7 @@ mod tests {
             let with = |kind: u8| [&[kind], key.as_slice()].concat();
             let _ = SeriesRow::from_row(&with(INDEX_SERIES), &value);
             let _ = Segment::from_row(&with(META_SEGMENT), &value);
+            let _ = Tombstone::from_row(&with(META_TOMBSTONE), &value);
         }
     }
 

@@ -6,12 +6,15 @@
 //! * `shard.rs`: series, ordinals and samples in memory of one virtual shard; `run.rs`: one series' samples.
 //! * `wal/`: the log with group commit, its format, replay, and what counts as damage.
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `chunk.rs`, `bits.rs`: the codec.
+//! * `merge.rs`: fewer segments, and none that are too old; `tombstones.rs`: deleting series.
+//! * `digest.rs`: what replicas compare.
+//! * `segment.rs`, `page.rs`: a window's samples as rows of RocksDB, the same whoever writes them.
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
 //! * `index.rs`: matchers to series; `read.rs`: series to merged samples.
-//! * `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
+//! * `disk.rs`: room on the disk; `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
 //!
 //! This crate admits samples of any age and any tenant: quotas, limits and ages are the front door's.
-//! It never asks who owns a shard, and it uses the wall clock for durations only.
+//! It never asks who owns a shard. It asks the wall clock only which windows are closed or expired.
 //! Byte formats: the modules' own tables, collected in `docs/data-format.md`.
 #![deny(
     clippy::cast_possible_truncation,
@@ -22,19 +25,33 @@
 
 mod bits;
 mod chunk;
+#[cfg(test)]
+#[path = "../tests/it/copy.rs"]
+mod copy;
+mod digest;
+mod disk;
 mod engine;
 mod error;
 mod flush;
 mod index;
 mod keys;
+mod merge;
 mod metrics;
+#[cfg(test)]
+mod model_tests;
 mod options;
+mod page;
 mod read;
 mod rocks;
 mod run;
+mod segment;
 mod shard;
+mod tombstones;
 mod wal;
 mod wire;
+
+#[cfg(test)]
+extern crate self as saturn_storage;
 
 pub use engine::{AppendOutcome, Engine};
 pub use error::StorageError;

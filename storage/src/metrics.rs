@@ -21,6 +21,13 @@ pub(crate) struct Metrics {
     pub(crate) flushed_samples: Counter,
     pub(crate) flushed_bytes: Counter,
     pub(crate) flush_failures: Counter,
+    pub(crate) merge_duration: Histogram,
+    pub(crate) merged_samples: Counter,
+    pub(crate) merged_bytes: Counter,
+    pub(crate) merge_failures: Counter,
+    pub(crate) expired_segments: Counter,
+    pub(crate) corrupt_reads: Counter,
+    pub(crate) disk_full: Gauge,
 }
 
 impl Metrics {
@@ -39,6 +46,13 @@ impl Metrics {
             flushed_samples: Counter::default(),
             flushed_bytes: Counter::default(),
             flush_failures: Counter::default(),
+            merge_duration: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
+            merged_samples: Counter::default(),
+            merged_bytes: Counter::default(),
+            merge_failures: Counter::default(),
+            expired_segments: Counter::default(),
+            corrupt_reads: Counter::default(),
+            disk_full: Gauge::default(),
         };
         metrics.register(registry);
         metrics
@@ -55,17 +69,28 @@ impl Metrics {
         counter("flushed_samples", "Samples moved from the head to RocksDB", &self.flushed_samples);
         counter("flushed_bytes", "Bytes of table files written by flushes", &self.flushed_bytes);
         counter("flush_failures", "Flushes that failed and will be tried again", &self.flush_failures);
+        counter("merged_samples", "Samples written by merges", &self.merged_samples);
+        counter("merged_bytes", "Bytes of table files written by merges", &self.merged_bytes);
+        counter(
+            "merge_failures",
+            "Merges or expiries that failed and will be tried again",
+            &self.merge_failures,
+        );
+        counter("expired_segments", "Segments dropped by retention", &self.expired_segments);
+        counter("corrupt_reads", "Reads and merges that found damaged data", &self.corrupt_reads);
         let mut gauge = |name: &str, help: &str, gauge: &Gauge| {
             registry.register(format!("saturn_storage_{name}"), help, gauge.clone());
         };
         gauge("series", "Series known", &self.series);
         gauge("head_samples", "Samples in memory", &self.head_samples);
         gauge("wal_failed", "1 once writing failed and nothing is acknowledged any more", &self.wal_failed);
+        gauge("disk_full", "1 while writes are refused to keep the reserve of free space", &self.disk_full);
         let mut histogram = |name: &str, help: &str, histogram: &Histogram| {
             registry.register(format!("saturn_storage_{name}"), help, histogram.clone());
         };
         histogram("wal_fsync_duration_seconds", "Time of one fdatasync of the WAL", &self.wal_fsync_duration);
         histogram("wal_group_bytes", "Bytes written before one fdatasync", &self.wal_group_bytes);
         histogram("flush_duration_seconds", "Time of one flush", &self.flush_duration);
+        histogram("merge_duration_seconds", "Time to merge one window", &self.merge_duration);
     }
 }

@@ -20,6 +20,10 @@ pub struct EngineOptions {
     pub flush_wal_bytes_max: u64,
     /// Longest time between flushes.
     pub flush_interval: Duration,
+    /// How long samples are kept, by whole windows of 2 h. `None`: for ever.
+    pub retention: Option<Duration>,
+    /// Free space on the disk, in bytes, below which appends are refused.
+    pub reserve_bytes: u64,
     /// Size of RocksDB's block cache, in bytes.
     pub block_cache_bytes: usize,
     /// Most table files that RocksDB keeps open.
@@ -37,6 +41,8 @@ impl EngineOptions {
             flush_samples_max: 20_000_000,
             flush_wal_bytes_max: 2 << 30,
             flush_interval: Duration::from_secs(30 * 60),
+            retention: None,
+            reserve_bytes: 64 << 20,
             block_cache_bytes: 128 << 20,
             open_files_max: 512,
         }
@@ -54,6 +60,6 @@ pub struct EngineStats {
     pub wal_bytes: u64,
     /// Bytes of RocksDB's table files.
     pub disk_bytes: u64,
-    /// Flushed segments: one per flush, shard and 2 h window.
+    /// Segments on disk: one per flush, shard and 2 h window, until merges make one of several.
     pub flushed_segments: u64,
 }

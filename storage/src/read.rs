@@ -5,22 +5,25 @@
 //! one step, no sample is missed or invented in between.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use saturn_model::{Labels, Selection, SeriesColumns, ShardId};
+use saturn_model::{Fingerprint, Labels, Selection, SeriesColumns, ShardId};
 
 use crate::engine::Store;
 use crate::error::StorageError;
-use crate::keys::Segment;
+use crate::keys::{Segment, SeriesKey, Tombstone};
 use crate::run::Run;
 use crate::shard::{Head, Shard};
+use crate::tombstones::Mask;
 
 /// What memory holds of the selected series, parallel to their ordinals.
 struct Snapshot {
     ordinals: Vec<u32>,
     in_memory: Vec<SeriesColumns>,
     segments: Arc<Vec<Arc<Segment>>>,
+    tombstones: Arc<Vec<Arc<Tombstone>>>,
 }
 
 /// See `Engine::select`.
@@ -33,22 +36,41 @@ pub(crate) fn select(
     let Some(shard) = store.known_shard(shard) else {
         return Ok(Vec::new());
     };
-    let (start, end) = (selection.start.0, selection.end.0);
+    let range = selection.start.0..=selection.end.0;
     let matched = matching(&shard, selection);
-    let snapshot = take_snapshot(&shard, &matched, start, end, series_max)?;
-    let mut columns = read_segments(store, &snapshot, start, end)?;
-    for (columns, in_memory) in columns.iter_mut().zip(&snapshot.in_memory) {
+    let found = columns(store, &shard, &matched, &range, series_max)?;
+    Ok(found.into_iter().map(|(_, columns)| columns).collect())
+}
+
+/// The merged, visible samples in `range` of those series that have any.
+pub(crate) fn columns(
+    store: &Store,
+    shard: &Shard,
+    wanted: &RoaringBitmap,
+    range: &RangeInclusive<i64>,
+    series_max: usize,
+) -> Result<Vec<(Fingerprint, SeriesColumns)>, StorageError> {
+    let snapshot = take_snapshot(shard, wanted, *range.start(), *range.end(), series_max)?;
+    let from_disk = read_segments(store, shard, &snapshot, range).inspect_err(|error| {
+        if matches!(error, StorageError::Corrupt { .. }) {
+            store.metrics.corrupt_reads.inc();
+        }
+    })?;
+    let index = shard.index.read();
+    let mut found = Vec::with_capacity(from_disk.len());
+    for ((mut columns, in_memory), ordinal) in
+        from_disk.into_iter().zip(&snapshot.in_memory).zip(&snapshot.ordinals)
+    {
         if !in_memory.timestamps.is_empty() {
             columns.merge(&in_memory.timestamps, &in_memory.values);
         }
+        // Retention may have taken the series since the snapshot.
+        if let Some(series) = index.get(*ordinal).filter(|_| !columns.timestamps.is_empty()) {
+            columns.labels = series.labels.clone();
+            found.push((series.fingerprint, columns));
+        }
     }
-    let index = shard.index.read();
-    for (columns, ordinal) in columns.iter_mut().zip(&snapshot.ordinals) {
-        columns.labels = index.series[*ordinal as usize].labels.clone();
-    }
-    drop(index);
-    columns.retain(|columns| !columns.timestamps.is_empty());
-    Ok(columns)
+    Ok(found)
 }
 
 /// The series of the tenant that satisfy the matchers, whenever they had samples.
@@ -71,7 +93,8 @@ fn take_snapshot(
     }
     let ordinals: Vec<u32> = present.iter().collect();
     let in_memory = ordinals.iter().map(|ordinal| copy_from_memory(&head, *ordinal, start, end)).collect();
-    Ok(Snapshot { ordinals, in_memory, segments: Arc::clone(&head.segments) })
+    let (segments, tombstones) = (Arc::clone(&head.segments), Arc::clone(&head.tombstones));
+    Ok(Snapshot { ordinals, in_memory, segments, tombstones })
 }
 
 fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesColumns {
@@ -92,25 +115,36 @@ fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesCo
 /// The flushed samples of the snapshot's series, parallel to its ordinals.
 fn read_segments(
     store: &Store,
+    shard: &Shard,
     snapshot: &Snapshot,
-    start: i64,
-    end: i64,
+    range: &RangeInclusive<i64>,
 ) -> Result<Vec<SeriesColumns>, StorageError> {
     let mut columns = vec![SeriesColumns::default(); snapshot.ordinals.len()];
     // Segments are in order of time, so that most merges only append.
-    for segment in snapshot.segments.iter().filter(|segment| segment.touches(start, end)) {
-        let wanted = snapshot.ordinals.iter().copied().filter(|ordinal| segment.ordinals.contains(*ordinal));
-        let mut position = 0;
-        store.rocks.read_chunks(segment.key, wanted, |ordinal, timestamps, values| {
-            while snapshot.ordinals[position] < ordinal {
-                position += 1;
-            }
-            let from = timestamps.partition_point(|t| *t < start);
-            let to = timestamps.partition_point(|t| *t <= end).max(from);
-            if from < to {
-                columns[position].merge(&timestamps[from..to], &values[from..to]);
-            }
-        })?;
+    let touched = |segment: &&Arc<Segment>| segment.touches(*range.start(), *range.end());
+    let mut segments = snapshot.segments.iter().filter(touched).peekable();
+    if segments.peek().is_none() {
+        return Ok(columns);
+    }
+    let mut series: Vec<(SeriesKey, u32, usize)> = {
+        let index = shard.index.read();
+        let keyed = |(at, ordinal): (usize, &u32)| Some((index.get(*ordinal)?.key(), *ordinal, at));
+        snapshot.ordinals.iter().enumerate().filter_map(keyed).collect()
+    };
+    series.sort_unstable();
+    for segment in segments {
+        let mask = Mask::new(&snapshot.tombstones, segment);
+        let mut reader = store.rocks.segment_reader(segment.key);
+        for (key, ordinal, at) in series.iter().filter(|(_, ordinal, _)| segment.ordinals.contains(*ordinal))
+        {
+            let read = reader.read(key, range, |timestamps, values| {
+                mask.visible(*ordinal, timestamps, values, |t, v| columns[*at].merge(t, v));
+            });
+            read.map_err(|error| match shard.index.read().get(*ordinal) {
+                Some(series) => error.of_series(&series.labels),
+                None => error,
+            })?;
+        }
     }
     Ok(columns)
 }
@@ -128,7 +162,7 @@ pub(crate) fn series(store: &Store, shard: ShardId, selection: &Selection) -> Ve
     };
     let present = present(&shard, selection);
     let index = shard.index.read();
-    present.iter().map(|ordinal| index.series[ordinal as usize].labels.clone()).collect()
+    present.iter().filter_map(|ordinal| Some(index.get(ordinal)?.labels.clone())).collect()
 }
 
 /// See `Engine::label_names`.

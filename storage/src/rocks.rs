@@ -4,21 +4,25 @@
 //! `index` and `meta` are small and written with a sync each. Every read verifies block checksums. The
 //! database's own log holds rows of `index` and `meta` only; our log (`wal/`) holds the samples.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator,
-    DBRecoveryMode, IngestExternalFileOptions, IteratorMode, Options, ReadOptions, SstFileWriter, WriteBatch,
-    WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    IngestExternalFileOptions, IteratorMode, Options, ReadOptions, SstFileWriter, WriteBatch, WriteOptions,
 };
 
-use crate::chunk;
+use saturn_model::ShardId;
+
 use crate::error::StorageError;
 use crate::keys::{
-    FORMAT_VERSION, META_NEXT_SEGMENT, META_REPLAY_FROM, META_SEGMENT, META_VERSION, Segment, SegmentKey,
-    SeriesRow,
+    FORMAT_VERSION, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_SEGMENT, META_TOMBSTONE,
+    META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
 };
+use crate::merge::Change;
 use crate::options::EngineOptions;
+
+mod segment_reader;
 
 const DATA: &str = "data";
 const INDEX: &str = "index";
@@ -39,6 +43,9 @@ pub(crate) struct Meta {
     /// `None` in a directory that was never opened to the end.
     pub(crate) replay_from: Option<u64>,
     pub(crate) segments: Vec<Segment>,
+    pub(crate) tombstones: Vec<Tombstone>,
+    /// Per shard: ordinals below it may have no row any more.
+    pub(crate) ordinals: HashMap<ShardId, u32>,
 }
 
 /// A table file in the making.
@@ -84,20 +91,29 @@ impl Rocks {
     /// All rows of `meta`.
     pub(crate) fn load_meta(&self) -> Result<Meta, StorageError> {
         let mut meta = Meta { next_segment: 1, ..Meta::default() };
-        self.for_each_row(META, |key, value| {
+        let mut version = None;
+        let loaded = self.for_each_row(META, |key, value| {
             match key {
-                META_VERSION => {
-                    let version = u32::from_le_bytes(value.try_into().ok()?);
-                    return (version == FORMAT_VERSION).then_some(());
-                }
+                META_VERSION => version = Some(u32::from_le_bytes(value.try_into().ok()?)),
                 META_NEXT_SEGMENT => meta.next_segment = u64::from_le_bytes(value.try_into().ok()?),
                 META_REPLAY_FROM => meta.replay_from = Some(u64::from_le_bytes(value.try_into().ok()?)),
                 [META_SEGMENT, ..] => meta.segments.push(Segment::from_row(key, value)?),
+                [META_TOMBSTONE, ..] => meta.tombstones.push(Tombstone::from_row(key, value)?),
+                [META_ORDINALS, shard @ ..] => {
+                    let shard = ShardId(u16::from_be_bytes(shard.try_into().ok()?));
+                    meta.ordinals.insert(shard, u32::from_le_bytes(value.try_into().ok()?));
+                }
                 _ => return None,
             }
             Some(())
-        })?;
-        Ok(meta)
+        });
+        // Rows of another version may well look damaged.
+        match version {
+            Some(version) if version != FORMAT_VERSION => Err(self.inconsistent(format!(
+                "the data has format version {version}, this program reads version {FORMAT_VERSION} only"
+            ))),
+            _ => loaded.map(|()| meta),
+        }
     }
 
     /// All rows of `index`, ascending by shard and ordinal.
@@ -166,6 +182,63 @@ impl Rocks {
         self.write_durably(batch)
     }
 
+    /// Takes numbers below `next_segment` for good.
+    pub(crate) fn reserve_number(&self, next_segment: u64) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_NEXT_SEGMENT, next_segment.to_le_bytes());
+        self.write_durably(batch)
+    }
+
+    /// Makes tombstones durable, and takes their number for good.
+    pub(crate) fn write_tombstones<'a>(
+        &self,
+        tombstones: impl Iterator<Item = &'a Tombstone>,
+        next_segment: u64,
+    ) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_NEXT_SEGMENT, next_segment.to_le_bytes());
+        for tombstone in tombstones {
+            let (key, value) = tombstone.to_row();
+            batch.put_cf(self.family(META), key, value);
+        }
+        self.write_durably(batch)
+    }
+
+    /// Replaces live segments, and forgets tombstones, in one step.
+    pub(crate) fn commit_changes(&self, changes: &[Change]) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        for change in changes {
+            for key in &change.removed {
+                batch.delete_cf(self.family(META), key.to_row_key());
+            }
+            if let Some(segment) = &change.added {
+                let (key, value) = segment.to_row();
+                batch.put_cf(self.family(META), key, value);
+            }
+            for tombstone in &change.forgotten {
+                batch.delete_cf(self.family(META), tombstone.to_row().0);
+            }
+        }
+        self.write_durably(batch)
+    }
+
+    /// Removes the rows of series, and notes that rows below `ordinals` may be missing from now on.
+    pub(crate) fn remove_series(
+        &self,
+        shard: ShardId,
+        gone: &[u32],
+        ordinals: u32,
+    ) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        let mut key = vec![META_ORDINALS];
+        key.extend_from_slice(&shard.0.to_be_bytes());
+        batch.put_cf(self.family(META), key, ordinals.to_le_bytes());
+        for ordinal in gone {
+            batch.delete_cf(self.family(INDEX), SeriesRow::key(shard, *ordinal));
+        }
+        self.write_durably(batch)
+    }
+
     fn write_durably(&self, batch: WriteBatch) -> Result<(), StorageError> {
         let mut options = WriteOptions::default();
         options.set_sync(true);
@@ -188,107 +261,40 @@ impl Rocks {
             .map_err(|e| self.error("ingest table files into", e))
     }
 
-    /// Removes table files whose segment is not live: a flush put them there and died before its commit.
-    /// Returns how many.
-    pub(crate) fn remove_orphans(&self, is_live: impl Fn(u64) -> bool) -> Result<usize, StorageError> {
+    /// Removes table files without any live segment: a flush or merge died before its commit, or the process
+    /// before it removed what a merge replaced. Returns how many.
+    pub(crate) fn remove_orphans(
+        &self,
+        is_live: impl Fn(Window, u64) -> bool,
+    ) -> Result<usize, StorageError> {
         let files = self.db.live_files().map_err(|e| self.error("list table files of", e))?;
-        let (mut live, mut orphans) = (Vec::new(), Vec::new());
+        let mut removed = 0;
         for file in files.into_iter().filter(|file| file.column_family_name == DATA) {
-            let (Some(start), Some(end)) = (file.start_key, file.end_key) else {
+            let Some(start) = file.start_key else {
                 continue;
             };
-            // A file has rows of one flush only.
+            // A file has rows of one window and one number only.
             let (first, _, _) =
                 SegmentKey::from_data_key(&start).ok_or_else(|| self.damaged(DATA, &start))?;
-            if is_live(first.segment) { &mut live } else { &mut orphans }.push((start, end));
-        }
-        let mut removed = 0;
-        for (start, end) in orphans {
-            // RocksDB removes every file that lies within the range, so a file of many windows (a backfill) may
-            // have to stay where it is: unread, and its number is never used again.
-            if live.iter().any(|(live_start, live_end)| start <= *live_start && *live_end <= end) {
-                tracing::info!(
-                    start = hex(&start),
-                    end = hex(&end),
-                    "leaving a table file that nobody reads"
-                );
-                continue;
+            if !is_live(first.window, first.segment) {
+                self.remove_table(first.window, first.segment)?;
+                removed += 1;
             }
-            self.db
-                .delete_file_in_range_cf(self.family(DATA), &start, &end)
-                .map_err(|e| self.error("remove table files from", e))?;
-            removed += 1;
         }
         Ok(removed)
     }
 
-    /// Decodes the chunks of `ordinals` (ascending) in a segment. `each` gets the ordinal, times and values of
-    /// one chunk after the other.
-    pub(crate) fn read_chunks(
-        &self,
-        segment: SegmentKey,
-        ordinals: impl Iterator<Item = u32>,
-        mut each: impl FnMut(u32, &[i64], &[f64]),
-    ) -> Result<(), StorageError> {
-        let mut options = read_options();
-        options.set_iterate_lower_bound(segment.data_prefix());
-        options.set_iterate_upper_bound(segment.data_key(u32::MAX, u16::MAX));
-        let mut rows = self.db.raw_iterator_cf_opt(self.family(DATA), options);
-        let (mut timestamps, mut values) = (Vec::new(), Vec::new());
-        let mut at = Cursor::BeforeFirst;
-        for wanted in ordinals {
-            at = self.seek(&mut rows, segment, at, wanted)?;
-            let mut found = false;
-            while at == Cursor::On(wanted) {
-                let row = rows.item().expect("the cursor is on a row");
-                timestamps.clear();
-                values.clear();
-                chunk::decode(row.1, &mut timestamps, &mut values)
-                    .ok_or_else(|| self.damaged(DATA, row.0))?;
-                each(wanted, &timestamps, &values);
-                found = true;
-                rows.next();
-                at = self.cursor(&rows)?;
-            }
-            if !found {
-                // The segment's row says that it is here: leaving it out would be a silent hole.
-                return Err(self.damaged(DATA, &segment.data_key(wanted, 0)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Goes to the first chunk of `wanted` or, if there is none, behind it.
-    fn seek(
-        &self,
-        rows: &mut DBRawIterator<'_>,
-        segment: SegmentKey,
-        mut at: Cursor,
-        wanted: u32,
-    ) -> Result<Cursor, StorageError> {
-        // The next wanted series is often the next row or near it; a step costs a fraction of a seek.
-        for _ in 0..4 {
-            match at {
-                Cursor::On(ordinal) if ordinal < wanted => rows.next(),
-                Cursor::On(_) | Cursor::End => return Ok(at),
-                Cursor::BeforeFirst => break,
-            }
-            at = self.cursor(rows)?;
-        }
-        if at == Cursor::BeforeFirst || matches!(at, Cursor::On(ordinal) if ordinal < wanted) {
-            rows.seek(segment.data_key(wanted, 0));
-            at = self.cursor(rows)?;
-        }
-        Ok(at)
-    }
-
-    fn cursor(&self, rows: &DBRawIterator<'_>) -> Result<Cursor, StorageError> {
-        let Some(key) = rows.key() else {
-            rows.status().map_err(|e| self.error("read chunks from", e))?;
-            return Ok(Cursor::End);
-        };
-        let (_, ordinal, _) = SegmentKey::from_data_key(key).ok_or_else(|| self.damaged(DATA, key))?;
-        Ok(Cursor::On(ordinal))
+    /// Removes the table file with the segments of this window and number, of all shards.
+    pub(crate) fn remove_table(&self, window: Window, segment: u64) -> Result<(), StorageError> {
+        let first = SegmentKey { window, segment, shard: ShardId(0) };
+        let last = SegmentKey { window, segment, shard: ShardId(u16::MAX) };
+        self.db
+            .delete_file_in_range_cf(
+                self.family(DATA),
+                first.data_prefix().as_slice(),
+                last.data_end().as_slice(),
+            )
+            .map_err(|e| self.error("remove table files from", e))
     }
 
     /// Bytes of all table files.
@@ -299,15 +305,6 @@ impl Rocks {
         };
         [DATA, INDEX, META].into_iter().map(size).sum()
     }
-}
-
-/// Where an iterator over one segment is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Cursor {
-    BeforeFirst,
-    /// On a chunk of this ordinal.
-    On(u32),
-    End,
 }
 
 impl Table<'_> {
@@ -321,6 +318,29 @@ impl Table<'_> {
         self.writer.finish().map_err(|e| read_error(&self.path, "finish", e))?;
         let bytes = self.writer.file_size();
         Ok((self.path, bytes))
+    }
+}
+
+#[cfg(test)]
+impl Rocks {
+    /// A segment's rows without what depends on the replica.
+    pub(crate) fn pages(&self, segment: SegmentKey) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut options = read_options();
+        options.set_iterate_lower_bound(segment.data_prefix());
+        options.set_iterate_upper_bound(segment.data_end());
+        let rows = self.db.iterator_cf_opt(self.family(DATA), options, IteratorMode::Start);
+        let prefix = segment.data_prefix().len();
+        rows.map(|row| {
+            let (key, value) = row.expect("readable");
+            (key[prefix..].to_vec(), value.to_vec())
+        })
+        .collect()
+    }
+
+    /// Number of table files with samples.
+    pub(crate) fn tables(&self) -> usize {
+        let files = self.db.live_files().expect("listed");
+        files.iter().filter(|file| file.column_family_name == DATA).count()
     }
 }
 

@@ -19,8 +19,9 @@ use saturn_model::{Fingerprint, Labels, ShardBatch, ShardId, TenantId};
 
 use crate::error::StorageError;
 use crate::index::{Index, Series};
-use crate::keys::{Segment, SeriesRow};
+use crate::keys::{Segment, SegmentKey, SeriesRow, Tombstone};
 use crate::run::Run;
+use crate::tombstones::visible_ordinals;
 use crate::wal::{AppendRecord, Plan, Wal};
 
 /// Samples taken out of the head for a flush: ordinal and run, ascending by ordinal.
@@ -44,7 +45,9 @@ pub(crate) struct Head {
     pub(crate) flushing: Option<Arc<TakenRuns>>,
     /// Live flushed segments, ascending by window and flush.
     pub(crate) segments: Arc<Vec<Arc<Segment>>>,
-    /// How many series have their row in the database.
+    /// Tombstones that concern any of them.
+    pub(crate) tombstones: Arc<Vec<Arc<Tombstone>>>,
+    /// Below this ordinal, series have their row in the database (or are gone).
     persisted: usize,
 }
 
@@ -93,6 +96,8 @@ pub(crate) struct Taken {
     pub(crate) runs: Arc<TakenRuns>,
     /// Series whose row is not in the database yet.
     pub(crate) new_series: Vec<SeriesRow>,
+    /// Ordinals below this have their row once these are written.
+    ordinals: usize,
 }
 
 impl Shard {
@@ -139,7 +144,8 @@ impl Shard {
         // A flush may have written the rows of series whose records come only now.
         let repeated = record.new_series.len().min(known - first.min(known));
         for (ordinal, (fingerprint, _)) in (record.first_new..).zip(&record.new_series[..repeated]) {
-            if head.ordinals.get(fingerprint).is_none_or(|known| known.ordinal != ordinal) {
+            // A series that is gone had its samples flushed, and dropped then.
+            if self.index.read().get(ordinal).is_some_and(|known| known.fingerprint != *fingerprint) {
                 return Err(format!("series {ordinal} of shard {} is not {fingerprint}", self.id));
             }
         }
@@ -152,14 +158,18 @@ impl Shard {
             at += count;
             let run = head.runs.get_mut(ordinal as usize);
             let run = run.ok_or_else(|| format!("unknown series {ordinal} of shard {}", self.id))?;
+            if self.index.read().get(ordinal).is_none() {
+                continue;
+            }
             appended.new_samples += run.append(timestamps, values);
         }
         Ok(appended)
     }
 
-    /// Takes the rows of the database at start. They come in order.
-    pub(crate) fn restore_series(&self, row: SeriesRow) -> Result<(), String> {
+    /// Takes the rows of the database at start. They come in order; rows below `gaps` may be missing.
+    pub(crate) fn restore_series(&self, row: SeriesRow, gaps: u32) -> Result<(), String> {
         let mut head = self.head.lock();
+        self.skip_to(&mut head, row.ordinal.min(gaps));
         if row.ordinal as usize != head.runs.len() {
             return Err(format!("series {} of shard {} is missing", head.runs.len(), self.id));
         }
@@ -168,12 +178,33 @@ impl Shard {
         Ok(())
     }
 
+    /// Uses up the ordinals below `ordinals`: their series are gone.
+    pub(crate) fn restore_ordinals(&self, ordinals: u32) {
+        let mut head = self.head.lock();
+        self.skip_to(&mut head, ordinals);
+        head.persisted = head.runs.len();
+    }
+
+    fn skip_to(&self, head: &mut Head, ordinals: u32) {
+        let mut index = self.index.write();
+        while head.runs.len() < ordinals as usize {
+            head.runs.push(Run::default());
+            index.skip();
+        }
+    }
+
+    /// Takes the tombstones at start.
+    pub(crate) fn restore_tombstones(&self, tombstones: Vec<Arc<Tombstone>>) {
+        self.head.lock().tombstones = Arc::new(tombstones);
+    }
+
     /// Takes the live segments at start.
     pub(crate) fn restore_segments(&self, mut segments: Vec<Arc<Segment>>) -> Result<(), String> {
         let mut head = self.head.lock();
-        let known = head.runs.len() as u64;
-        if segments.iter().any(|s| s.ordinals.max().is_some_and(|max| u64::from(max) >= known)) {
-            return Err(format!("a segment of shard {} has more than the {known} known series", self.id));
+        let known = self.index.read().known();
+        if let Some(segment) = segments.iter().find(|segment| !segment.ordinals.is_subset(&known)) {
+            let number = segment.key.segment;
+            return Err(format!("segment {number} of shard {} has series that are not known", self.id));
         }
         segments.sort_unstable_by_key(|segment| segment.key);
         head.segments = Arc::new(segments);
@@ -209,8 +240,9 @@ impl Shard {
         }
         let index = self.index.read();
         let new_series: Vec<SeriesRow> = (0..)
-            .zip(&index.series)
+            .zip(&head.runs)
             .skip(head.persisted)
+            .filter_map(|(ordinal, _)| Some((ordinal, index.get(ordinal)?)))
             .map(|(ordinal, series)| SeriesRow {
                 shard: self.id,
                 ordinal,
@@ -224,14 +256,14 @@ impl Shard {
         }
         let runs = Arc::new(runs);
         head.flushing = Some(Arc::clone(&runs));
-        Some(Taken { runs, new_series })
+        Some(Taken { runs, new_series, ordinals: head.runs.len() })
     }
 
     /// The flush is durable: its segments replace what was set aside, in one step for readers.
     pub(crate) fn finish_flush(&self, taken: &Taken, segments: Vec<Arc<Segment>>) {
         let mut head = self.head.lock();
         head.flushing = None;
-        head.persisted += taken.new_series.len();
+        head.persisted = head.persisted.max(taken.ordinals);
         let live = Arc::make_mut(&mut head.segments);
         live.extend(segments);
         live.sort_unstable_by_key(|segment| segment.key);
@@ -249,6 +281,58 @@ impl Shard {
             repeated += before - current.len();
         }
         repeated
+    }
+
+    /// What is live on disk.
+    #[expect(clippy::type_complexity, reason = "two lists")]
+    pub(crate) fn segments_and_tombstones(&self) -> (Arc<Vec<Arc<Segment>>>, Arc<Vec<Arc<Tombstone>>>) {
+        let head = self.head.lock();
+        (Arc::clone(&head.segments), Arc::clone(&head.tombstones))
+    }
+
+    /// From now on, reads do not see what the tombstone hides.
+    pub(crate) fn add_tombstone(&self, tombstone: Arc<Tombstone>) {
+        Arc::make_mut(&mut self.head.lock().tombstones).push(tombstone);
+    }
+
+    /// Swaps segments and tombstones in one step for readers. Returns the segments that went.
+    pub(crate) fn replace_segments(
+        &self,
+        removed: &[SegmentKey],
+        added: Option<Arc<Segment>>,
+        tombstones: Vec<Arc<Tombstone>>,
+    ) -> Vec<Arc<Segment>> {
+        let mut head = self.head.lock();
+        head.tombstones = Arc::new(tombstones);
+        let live = Arc::make_mut(&mut head.segments);
+        let gone = live.extract_if(.., |segment| removed.contains(&segment.key)).collect();
+        live.extend(added);
+        live.sort_unstable_by_key(|segment| segment.key);
+        gone
+    }
+
+    /// Takes out the series of which neither memory nor a live segment has a sample. Returns them, and how
+    /// many ordinals are used up. Must not run beside a flush.
+    pub(crate) fn forget_series_without_samples(&self) -> (Vec<u32>, u32) {
+        let mut head = self.head.lock();
+        assert!(head.flushing.is_none(), "no flush runs now");
+        let mut index = self.index.write();
+        let persisted = u32::try_from(head.persisted).expect("ordinals were checked when they were given");
+        let mut gone = index.known();
+        gone.remove_range(persisted..);
+        for segment in head.segments.iter() {
+            gone -= &segment.ordinals;
+        }
+        let gone: Vec<u32> = gone.iter().filter(|o| head.runs[*o as usize].is_empty()).collect();
+        for ordinal in &gone {
+            head.runs[*ordinal as usize] = Run::default();
+            let series = index.remove(*ordinal).expect("it is known");
+            // After a crash in the middle of this, a younger series may have the same name.
+            if head.ordinals.get(&series.fingerprint).is_some_and(|known| known.ordinal == *ordinal) {
+                head.ordinals.remove(&series.fingerprint);
+            }
+        }
+        (gone, persisted)
     }
 
     /// Whether series or samples wait for a flush.
@@ -319,7 +403,7 @@ impl Head {
     pub(crate) fn present(&self, wanted: &RoaringBitmap, start: i64, end: i64) -> RoaringBitmap {
         let mut present = RoaringBitmap::new();
         for segment in self.segments.iter().filter(|s| s.touches(start, end)) {
-            present |= &segment.ordinals & wanted;
+            present |= visible_ordinals(segment, &self.tombstones, start, end) & wanted;
         }
         let missing = wanted - &present;
         for ordinal in missing {

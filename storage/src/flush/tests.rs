@@ -7,10 +7,7 @@ use std::path::Path;
 use prometheus_client::registry::Registry;
 use saturn_model::{Fingerprint, Labels, Sample, Selection, ShardBatch, ShardId, TenantId, TimestampMs};
 
-#[path = "../../tests/it/copy.rs"]
-mod copy;
-
-use copy::copy_dir;
+use crate::copy::copy_dir;
 
 use super::*;
 use crate::{Engine, EngineOptions};
@@ -67,13 +64,11 @@ fn a_crash_after_any_step_loses_nothing() {
     assert_eq!(samples(&engine), before);
     store.rocks.write_series(taken[0].1.new_series.iter().cloned(), 3).expect("written");
     crash("series written");
-    let chunks = plan_chunks(&taken);
-    let (paths, _) = write_tables(store, &taken, 2, &chunks).expect("written");
+    let Tables { paths, segments, .. } = write_tables(store, &taken, 2).expect("written");
     crash("tables written");
     store.rocks.ingest(paths).expect("ingested");
     crash("ingested");
     assert_eq!(samples(&engine), before);
-    let segments = describe(&taken, 2, &chunks);
     store.rocks.commit(segments.iter().map(|s| &**s), replay_from).expect("committed");
     crash("committed");
     shard.finish_flush(&taken[0].1, segments);
@@ -103,10 +98,10 @@ fn an_ingested_file_without_its_row_is_removed() {
     let store = engine.store();
     let shard = store.known_shard(ShardId(1)).expect("known");
     let taken = vec![(Arc::clone(&shard), shard.begin_flush().expect("there is something to flush"))];
-    let (paths, _) = write_tables(store, &taken, 1, &plan_chunks(&taken)).expect("written");
-    store.rocks.ingest(paths).expect("ingested");
-    assert_eq!(store.rocks.remove_orphans(|_| false).expect("removed"), 1);
-    assert_eq!(store.rocks.remove_orphans(|_| false).expect("removed"), 0);
+    let tables = write_tables(store, &taken, 1).expect("written");
+    store.rocks.ingest(tables.paths).expect("ingested");
+    assert_eq!(store.rocks.remove_orphans(|_, _| false).expect("removed"), 1);
+    assert_eq!(store.rocks.remove_orphans(|_, _| false).expect("removed"), 0);
 }
 
 #[test]
@@ -114,8 +109,8 @@ fn removing_an_orphan_spares_the_live_files_that_it_spans() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (live, crashed) = (dir.path().join("live"), dir.path().join("crashed"));
     let engine = open(&live);
-    // Windows 70 to 89 are live when a backfill of windows 0 to 99, of which the last 37 share one file,
-    // dies before its commit.
+    // Windows 70 to 89 are live when a backfill of windows 0 to 99 dies before its
+    // commit.
     append(&engine, 1, 70 * 12..90 * 12);
     engine.flush().expect("flushed");
     append(&engine, 1, 0..100 * 12);
@@ -124,8 +119,8 @@ fn removing_an_orphan_spares_the_live_files_that_it_spans() {
     let shard = store.known_shard(ShardId(1)).expect("known");
     let taken = vec![(Arc::clone(&shard), shard.begin_flush().expect("there is something to flush"))];
     store.rocks.write_series(std::iter::empty(), 3).expect("written");
-    let (paths, _) = write_tables(store, &taken, 2, &plan_chunks(&taken)).expect("written");
-    assert_eq!(paths.len(), TABLES_MAX);
+    let Tables { paths, .. } = write_tables(store, &taken, 2).expect("written");
+    assert_eq!(paths.len(), 100);
     store.rocks.ingest(paths).expect("ingested");
     copy_dir(&live, &crashed);
     for _ in 0..2 {
@@ -181,11 +176,6 @@ fn long_runs_are_cut_into_chunks_of_bounded_size() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(engine.append(vec![Arc::new(batch)])).expect("appended");
-    let shard = engine.store().known_shard(ShardId(1)).expect("known");
-    let taken = vec![(Arc::clone(&shard), shard.begin_flush().expect("there is something to flush"))];
-    let lengths: Vec<usize> = plan_chunks(&taken).iter().map(|c| c.to - c.from).collect();
-    assert_eq!(lengths, [1024, 1024, 952, 1024, 1024, 952]);
-    shard.abort_flush(&taken[0].1);
     engine.flush().expect("flushed");
     assert_eq!(samples(&engine)[0].1, (-3000..3000).collect::<Vec<_>>());
     assert_eq!(engine.stats().flushed_segments, 2);

@@ -31,12 +31,13 @@
 //!   last group was acknowledged unless its fdatasync returned; the tail is cut off.
 //!
 //! The one thing that this cannot tell from a torn tail is damage to the very last group after it was
-//! acknowledged. To keep that gap short, a log that is idle for a second, and one that is closed, gets a
+//! acknowledged; beyond what the durable position (`position.rs`) proves, that is. To keep that gap short, a log that is idle for a second, and one that is closed, gets a
 //! closing mark of its own.
 //!
 //! Starting always begins a new segment, so a file is never appended to by two processes, and after an
 //! error of write or fdatasync no file is ever written again.
 
+mod position;
 mod record;
 mod replay;
 #[cfg(test)]
@@ -47,6 +48,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+pub(crate) use position::check_position;
 pub(crate) use record::{AppendRecord, Plan};
 pub(crate) use replay::{Replayed, replay};
 pub(crate) use writer::{Wal, WalOptions};

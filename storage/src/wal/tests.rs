@@ -13,7 +13,13 @@ use crate::error::StorageError;
 use crate::metrics::Metrics;
 
 fn options(dir: &Path) -> WalOptions {
-    WalOptions { dir: dir.into(), segment_bytes: 1 << 20, group_bytes_max: 1 << 20, queue_bytes_max: 1 << 20 }
+    WalOptions {
+        dir: dir.into(),
+        position: dir.join("position"),
+        segment_bytes: 1 << 20,
+        group_bytes_max: 1 << 20,
+        queue_bytes_max: 1 << 20,
+    }
 }
 
 fn metrics() -> Arc<Metrics> {

@@ -17,11 +17,14 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::position::PositionFile;
 use super::record::encode_mark;
 use super::{HEADER_BYTES, Replayed, create_segment, segment_path, sync_dir};
 use crate::error::StorageError;
 use crate::metrics::Metrics;
 
+/// How often the durable position is noted.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// How long the log is idle before it gets a closing mark.
 const IDLE_MARK_AFTER: Duration = Duration::from_secs(1);
 
@@ -29,6 +32,8 @@ const IDLE_MARK_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(crate) struct WalOptions {
     pub(crate) dir: PathBuf,
+    /// The file that remembers the durable position.
+    pub(crate) position: PathBuf,
     pub(crate) segment_bytes: u64,
     pub(crate) group_bytes_max: usize,
     pub(crate) queue_bytes_max: usize,
@@ -321,6 +326,8 @@ struct Writer {
     /// Length of the file.
     offset: u64,
     idle: Idle,
+    position: PositionFile,
+    noted: Option<Instant>,
     /// Reused between groups.
     buffer: Vec<u8>,
 }
@@ -331,7 +338,9 @@ impl Writer {
         let file = create_segment(&shared.options.dir, number, salt)?;
         let offset = HEADER_BYTES as u64;
         shared.sizes.lock().insert(number, offset);
-        Ok(Self { shared, number, salt, file, offset, idle: Idle::Marked, buffer: Vec::new() })
+        let position = PositionFile::open(&shared.options.position)?;
+        let idle = Idle::Marked;
+        Ok(Self { shared, number, salt, file, offset, idle, position, noted: None, buffer: Vec::new() })
     }
 
     /// Whatever ends the thread, nobody waits for ever, and a death is never silent.
@@ -367,7 +376,7 @@ impl Writer {
                 Then::Rotate(reply) => {
                     let _ = reply.send(self.number);
                 }
-                Then::Close => return,
+                Then::Close => return self.sync_position(),
                 Then::GoOn | Then::Mark | Then::Abort => {}
             }
         }
@@ -388,6 +397,7 @@ impl Writer {
 
     fn write_closing_mark(&mut self) -> io::Result<()> {
         if self.idle == Idle::Unmarked {
+            self.noted = None;
             self.write(&[])?;
             self.idle = Idle::Marked;
         }
@@ -416,7 +426,23 @@ impl Writer {
         self.shared.sizes.lock().insert(self.number, self.offset);
         // One huge group must not hold its memory for ever.
         self.buffer.shrink_to(2 * self.shared.options.group_bytes_max);
+        if self.noted.is_none_or(|noted| noted.elapsed() >= NOTE_EVERY) {
+            self.noted = Some(Instant::now());
+            self.warn_of(self.position.note(self.number, self.offset));
+        }
         Ok(())
+    }
+
+    fn sync_position(&self) {
+        self.warn_of(self.position.sync());
+    }
+
+    /// The position is a guard: without it, the log is as good as before.
+    fn warn_of(&self, noted: io::Result<()>) {
+        if let Err(error) = noted {
+            let file = self.shared.options.position.display();
+            tracing::warn!(%file, %error, "cannot note the durable position of the log");
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

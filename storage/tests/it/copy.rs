@@ -1,4 +1,4 @@
-//! The copy of a data directory that a kill leaves. Shared with the unit tests of `flush`.
+//! The copy of a data directory that a kill leaves. Shared with the unit tests.
 
 use std::collections::BTreeMap;
 use std::fs;

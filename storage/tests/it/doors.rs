@@ -258,3 +258,39 @@ async fn appends_of_many_tasks_are_all_there_after_a_kill() {
     }
     assert_eq!(series, 32);
 }
+
+#[test]
+fn a_nearly_full_disk_refuses_appends_and_still_reads() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let demo = tenant("demo");
+    let one = labels(&[("a", "1")]);
+    let batches = || vec![batch(&demo, ShardId(0), Sending::WithLabels, &[(&one, &[(1, 1.0)])])];
+    append(&open(dir.path()), batches()).expect("there is room");
+    let options = EngineOptions { reserve_bytes: u64::MAX - 1, ..EngineOptions::new(dir.path()) };
+    let engine = Engine::open(options, &mut Registry::default()).expect("opened");
+    let error = append(&engine, batches()).expect_err("no room");
+    assert!(matches!(error, StorageError::DiskFull { .. }), "{error}");
+    assert_eq!(engine.select(ShardId(0), &everything(&demo), 1).expect("selected").len(), 1);
+    engine.flush().expect("a flush makes room");
+    drop(engine);
+    append(&open(dir.path()), batches()).expect("there is room again");
+}
+
+#[test]
+fn a_log_that_lost_its_end_is_noticed() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let demo = tenant("demo");
+    let one = labels(&[("a", "1")]);
+    let engine = open(dir.path());
+    append(&engine, vec![batch(&demo, ShardId(0), Sending::WithLabels, &[(&one, &[(1, 1.0)])])])
+        .expect("appended");
+    drop(engine);
+    let segment = dir.path().join("wal/00000001.wal");
+    let len = fs::metadata(&segment).expect("it is there").len();
+    // Cut at the end of the header: without the position, this is a log that nothing was ever written to.
+    fs::OpenOptions::new().write(true).open(&segment).and_then(|f| f.set_len(32)).expect("cut");
+    let error = try_open(dir.path()).expect_err("acknowledged samples are lost");
+    let text = error.to_string();
+    assert!(matches!(error, StorageError::Corrupt { offset: 32, .. }), "{text}");
+    assert!(text.contains("00000001.wal") && text.contains(&len.to_string()), "{text}");
+}

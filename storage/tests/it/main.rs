@@ -2,6 +2,5 @@
 
 mod copy;
 mod doors;
-mod model;
 mod support;
 mod throughput;

@@ -1,23 +1,68 @@
 //! Random operations against a map: whatever happened, the engine answers what the map answers.
 //!
-//! A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
+//! Operations: append (in and out of order, duplicates, conflicts), flush, merge, delete, retention, reopen, a
+//! kill at rest, and a kill at any named step of flush, merge, delete and retention. A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use saturn_model::{
     Fingerprint, Labels, MatchOp, STALE_NAN_BITS, Selection, ShardBatch, ShardId, TenantId, TimestampMs,
     resolve,
 };
-use saturn_storage::Engine;
 use tempfile::TempDir;
 
+#[path = "../tests/it/support.rs"]
+#[expect(dead_code, reason = "shared with the integration tests")]
+mod support;
+
 use crate::copy::copy_dir;
-use crate::support::{Sending, append, batch, labels, matcher, open, tenant};
+use support::{Sending, append, batch, labels, matcher, tenant};
+
+use crate::digest;
+use crate::keys::Window;
+use crate::{Engine, EngineOptions, StorageError};
 
 const SHARDS: u16 = 3;
-const RUNS: u64 = 200;
+const RUNS: u64 = 500;
+const RETENTION_MS: i64 = 24 * 3_600_000;
 const WINDOW_MS: i64 = 7_200_000;
+
+/// Steps at which an operation may die.
+const STEPS: [&str; 12] = [
+    "flush: log rotated",
+    "flush: rows written",
+    "flush: pages written",
+    "flush: ingested",
+    "flush: committed",
+    "merge: number reserved",
+    "merge: pages written",
+    "merge: ingested",
+    "merge: committed",
+    "retention: committed",
+    "series forgotten in memory",
+    DELETED,
+];
+const DELETED: &str = "delete: tombstones written";
+
+fn open(dir: &Path) -> Engine {
+    let options = EngineOptions {
+        wal_segment_bytes: 4096,
+        retention: Some(Duration::from_millis(RETENTION_MS.cast_unsigned())),
+        reserve_bytes: 0,
+        ..EngineOptions::new(dir)
+    };
+    Engine::open(options, &mut Registry::default()).expect("opened")
+}
+
+/// A folder in memory, where syncing costs nothing, if there is one.
+fn folder() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+    folder.expect("temporary directory")
+}
 
 /// SplitMix64: small, and the same for ever.
 struct Random(u64);
@@ -86,7 +131,7 @@ impl World {
             }
             universe.push((tenant(name), labels(&[("__name__", "alone")])));
         }
-        let folder = tempfile::tempdir().expect("temporary directory");
+        let folder = folder();
         let dir = folder.path().join("0");
         let engine = Some(open(&dir));
         Self { random: Random(seed), folder, dir, copies: 0, engine, universe, model: BTreeMap::new() }
@@ -140,27 +185,97 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(20) {
-            0..12 => self.append(),
-            12..15 => self.engine().flush().expect("flushed"),
-            15 => {
+        match self.random.below(24) {
+            0..11 => self.append(),
+            11..14 => self.flush(),
+            14..16 => self.maintain(),
+            16 | 17 => self.delete(),
+            18 => {
                 self.engine().close().expect("closed");
                 self.engine = None;
                 self.engine = Some(open(&self.dir));
             }
-            16 => {
-                self.copies += 1;
-                let copy = self.folder.path().join(self.copies.to_string());
-                copy_dir(&self.dir, &copy);
-                self.engine = None;
-                self.dir = copy;
-                self.engine = Some(open(&self.dir));
-            }
+            19 => self.kill(),
             _ => self.check(),
         }
     }
 
-    fn check(&mut self) {
+    /// Goes on with what a kill at this moment leaves.
+    fn kill(&mut self) {
+        self.copies += 1;
+        let copy = self.folder.path().join(self.copies.to_string());
+        copy_dir(&self.dir, &copy);
+        self.engine = None;
+        std::fs::remove_dir_all(&self.dir).expect("removed");
+        self.dir = copy;
+        self.engine = Some(open(&self.dir));
+    }
+
+    /// Arms a random step, sometimes. Returns it.
+    fn arm(&mut self) -> Option<&'static str> {
+        let step = self.random.one_in(2).then(|| *self.random.pick(&STEPS));
+        self.engine().store().arm_failpoint(step);
+        step
+    }
+
+    /// The operation died, or not. Whether it did, at the step that was armed.
+    fn settle<T>(&mut self, done: Result<T, StorageError>, armed: Option<&'static str>) -> bool {
+        self.engine().store().arm_failpoint(None);
+        let Err(error) = done else {
+            return false;
+        };
+        assert!(matches!(error, StorageError::Unavailable { .. }) && armed.is_some(), "{error:?}");
+        // Whether a write that failed half-way is there, a process that lives on cannot know.
+        let uncertain = ["flush: committed", "merge: committed", "retention: committed", DELETED];
+        if uncertain.contains(&armed.expect("armed")) || self.random.one_in(2) {
+            self.kill();
+        }
+        true
+    }
+
+    fn flush(&mut self) {
+        let armed = self.arm();
+        let done = self.engine().flush();
+        self.settle(done, armed);
+    }
+
+    /// Retention, and merges of the windows that it leaves.
+    fn maintain(&mut self) {
+        if self.random.one_in(2) {
+            // Nothing is old enough, so only windows with many segments are due.
+            let armed = self.arm();
+            let done = self.engine().maintain(TimestampMs(-30 * WINDOW_MS));
+            self.settle(done, armed);
+            return;
+        }
+        // What is in memory would outlive its window.
+        self.engine().flush().expect("flushed");
+        let cutoff = WINDOW_MS * (i64::try_from(self.random.below(6)).expect("small") - 4);
+        let armed = self.arm();
+        let done = self.engine().maintain(TimestampMs(cutoff + RETENTION_MS));
+        for samples in self.model.values_mut() {
+            *samples = samples.split_off(&cutoff);
+        }
+        self.settle(done, armed);
+    }
+
+    fn delete(&mut self) {
+        let selection = self.selection(&["alpha", "beta", "nobody"]);
+        let armed = self.arm();
+        let done = self.engine().delete_series(&selection);
+        let failed = self.settle(done, armed);
+        if failed && armed != Some(DELETED) {
+            return;
+        }
+        for ((tenant, encoded), samples) in &mut self.model {
+            let labels = Labels::from_encoded(encoded).expect("own labels");
+            if *tenant == selection.tenant && matches(&selection, &labels) {
+                samples.retain(|t, _| !(selection.start.0..=selection.end.0).contains(t));
+            }
+        }
+    }
+
+    fn selection(&mut self, tenants: &[&str]) -> Selection {
         let a = self.random.time();
         let b = self.random.time();
         let (start, end) = if self.random.one_in(3) { (i64::MIN, i64::MAX) } else { (a.min(b), a.max(b)) };
@@ -171,9 +286,35 @@ impl World {
             3 => vec![matcher("job", MatchOp::Equal, "")],
             _ => Vec::new(),
         };
+        let tenant = tenant(self.random.pick::<&str>(tenants));
+        Selection { tenant, matchers, start: TimestampMs(start), end: TimestampMs(end) }
+    }
+
+    fn check(&mut self) {
+        let mut selection = self.selection(&["alpha"]);
         for name in ["alpha", "beta", "nobody"] {
-            let (start, end) = (TimestampMs(start), TimestampMs(end));
-            self.compare(&Selection { tenant: tenant(name), matchers: matchers.clone(), start, end });
+            selection.tenant = tenant(name);
+            self.compare(&selection);
+        }
+        self.compare_digests(self.random.0 % 8);
+    }
+
+    /// The digests of the `n`th window from -2 on.
+    fn compare_digests(&self, n: u64) {
+        let start = (i64::try_from(n).expect("small") - 2) * WINDOW_MS;
+        let window = Window::of(start).expect("in range");
+        for shard in (0..SHARDS).map(ShardId) {
+            let mut want = [0_u64; digest::BUCKETS];
+            for ((tenant, encoded), samples) in &self.model {
+                let fingerprint = Fingerprint::of(tenant, encoded);
+                for (t, bits) in
+                    samples.range(start..window.end()).filter(|_| fingerprint.shard(SHARDS) == shard)
+                {
+                    let bucket = &mut want[digest::bucket_of(fingerprint)];
+                    *bucket = bucket.wrapping_add(digest::hash(fingerprint, *t, *bits));
+                }
+            }
+            assert_eq!(self.engine().digest(shard, TimestampMs(start)).expect("digested"), want);
         }
     }
 
@@ -182,9 +323,8 @@ impl World {
         let mut want: BTreeMap<String, Vec<(i64, u64)>> = BTreeMap::new();
         for ((tenant, encoded), samples) in &self.model {
             let labels = Labels::from_encoded(encoded).expect("own labels");
-            let matches = selection.matchers.iter().all(|m| m.matches(labels.get(m.name()).unwrap_or("")));
             let in_range: Vec<(i64, u64)> = samples.range(start..=end).map(|(t, bits)| (*t, *bits)).collect();
-            if *tenant == selection.tenant && matches && !in_range.is_empty() {
+            if *tenant == selection.tenant && matches(selection, &labels) && !in_range.is_empty() {
                 want.insert(labels.to_string(), in_range);
             }
         }
@@ -210,6 +350,10 @@ impl World {
     }
 }
 
+fn matches(selection: &Selection, labels: &Labels) -> bool {
+    selection.matchers.iter().all(|m| m.matches(labels.get(m.name()).unwrap_or("")))
+}
+
 fn subset(batch: &ShardBatch, unknown: &[u32], labels: &[Labels]) -> std::sync::Arc<ShardBatch> {
     batch.subset_with_labels(unknown, |index| labels[index as usize].clone()).into()
 }
@@ -220,8 +364,11 @@ fn run(seed: u64) {
         world.step();
     }
     world.check();
-    world.compare(&crate::support::everything(&tenant("alpha")));
-    world.compare(&crate::support::everything(&tenant("beta")));
+    world.compare(&support::everything(&tenant("alpha")));
+    world.compare(&support::everything(&tenant("beta")));
+    for window in 0..13 {
+        world.compare_digests(window);
+    }
 }
 
 fn setting(name: &str) -> Option<u64> {

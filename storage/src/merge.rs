@@ -1,0 +1,298 @@
+//! Merges and retention: few, canonical segments per window, and none that are too old.
+//!
+//! A merge reads all segments of a window, shard by shard, resolves what they hold twice, leaves out what
+//! tombstones hide, and writes one table file with one segment per shard. The order makes it safe:
+//!
+//! 1. The merge's number is taken for good, in a synced write.
+//! 2. The table file is written and ingested: durable, but read by nobody.
+//! 3. One synced write to `meta` makes the new segments live, the old ones not, and forgets the tombstones
+//!    that concern nothing any more.
+//! 4. In memory, the new segments replace the old ones in one step for readers.
+//! 5. Files are removed once none of their segments is live, or in the snapshot of a running read.
+//!
+//! A crash before 3 leaves a file without live segments, one after 3 leaves the old files: both are removed
+//! at start. Retention is steps 3 to 5 without new segments.
+//!
+//! All of this runs under the lock that flushes take, one window at a time: whatever changes the list of
+//! segments does so alone. A window with damaged data is left alone until the next start.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use roaring::RoaringBitmap;
+use saturn_model::SeriesColumns;
+
+use crate::engine::Store;
+use crate::error::StorageError;
+use crate::keys::{Segment, SegmentKey, Tombstone, WINDOW_MS, Window};
+use crate::segment::{LazyTable, SegmentWriter};
+use crate::shard::Shard;
+use crate::tombstones::Mask;
+
+/// Segments of one shard and window beyond which they are merged even while the window is open.
+const SEGMENTS_MAX: usize = 4;
+/// How long after its end a window still counts as open, in milliseconds: late samples are the rule then.
+const GRACE_MS: i64 = WINDOW_MS / 2;
+
+/// What one shard contributes to a merge.
+#[derive(Debug)]
+struct Input {
+    shard: Arc<Shard>,
+    segments: Vec<Arc<Segment>>,
+    tombstones: Arc<Vec<Arc<Tombstone>>>,
+}
+
+/// How one shard's live data changes.
+#[derive(Debug)]
+pub(crate) struct Change {
+    shard: Arc<Shard>,
+    pub(crate) removed: Vec<SegmentKey>,
+    pub(crate) added: Option<Arc<Segment>>,
+    /// The tombstones that are left.
+    kept: Vec<Arc<Tombstone>>,
+    pub(crate) forgotten: Vec<Arc<Tombstone>>,
+}
+
+/// What a step found to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Done,
+    Idle,
+}
+
+/// Does all that is due at `now_ms`: retention, then merges.
+pub(crate) fn maintain(store: &Store, now_ms: i64) -> Result<(), StorageError> {
+    expire(store, now_ms)?;
+    while merge_one(store, now_ms)? == Step::Done {}
+    Ok(())
+}
+
+/// Drops the windows that retention does not cover any more.
+pub(crate) fn expire(store: &Store, now_ms: i64) -> Result<(), StorageError> {
+    let _alone = store.next_segment.lock();
+    let Some(retention) = store.options.retention else {
+        return sweep(store);
+    };
+    let cutoff = now_ms.saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
+    let mut changes = Vec::new();
+    for shard in store.all_shards() {
+        let (segments, tombstones) = shard.segments_and_tombstones();
+        let expired = segments.iter().filter(|segment| segment.key.window.end() <= cutoff);
+        let removed: Vec<SegmentKey> = expired.map(|segment| segment.key).collect();
+        if !removed.is_empty() {
+            changes.push(change(shard, &segments, &tombstones, removed, None));
+        }
+    }
+    if changes.is_empty() {
+        return sweep(store);
+    }
+    store.rocks.commit_changes(&changes)?;
+    store.failpoint("retention: committed")?;
+    let dropped: usize = changes.iter().map(|change| change.removed.len()).sum();
+    apply(store, changes);
+    store.metrics.expired_segments.inc_by(dropped as u64);
+    sweep(store)?;
+    forget_series(store)
+}
+
+/// Merges the window that needs it most, if any does.
+pub(crate) fn merge_one(store: &Store, now_ms: i64) -> Result<Step, StorageError> {
+    let mut next_segment = store.next_segment.lock();
+    store.wal.check()?;
+    let Some((window, inputs)) = choose(store, now_ms) else {
+        return Ok(Step::Idle);
+    };
+    let started = Instant::now();
+    match merge(store, &mut next_segment, window, inputs) {
+        Ok(()) => {
+            store.metrics.merge_duration.observe(started.elapsed().as_secs_f64());
+            Ok(Step::Done)
+        }
+        Err(error @ StorageError::Corrupt { .. }) => {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                window_start_ms = window.start(),
+                "a window is damaged and stays as it is; repair it from another replica"
+            );
+            store.metrics.corrupt_reads.inc();
+            store.quarantine.lock().insert(window);
+            Ok(Step::Done)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The window with the most segments among those that are due, and what to merge there.
+fn choose(store: &Store, now_ms: i64) -> Option<(Window, Vec<Input>)> {
+    let mut windows: BTreeMap<Window, Vec<Input>> = BTreeMap::new();
+    for shard in store.all_shards() {
+        let (segments, tombstones) = shard.segments_and_tombstones();
+        for group in segments.chunk_by(|a, b| a.key.window == b.key.window) {
+            let hidden = group.iter().any(|segment| tombstones.iter().any(|t| t.concerns(segment)));
+            if group.len() > 1 || hidden {
+                windows.entry(group[0].key.window).or_default().push(Input {
+                    shard: Arc::clone(&shard),
+                    segments: group.to_vec(),
+                    tombstones: Arc::clone(&tombstones),
+                });
+            }
+        }
+    }
+    let quarantine = store.quarantine.lock();
+    let most = |inputs: &Vec<Input>| inputs.iter().map(|input| input.segments.len()).max().unwrap_or(0);
+    let is_due = |(window, inputs): &(Window, Vec<Input>)| {
+        let closed = window.end().saturating_add(GRACE_MS) <= now_ms;
+        !quarantine.contains(window) && (closed || most(inputs) > SEGMENTS_MAX)
+    };
+    windows.into_iter().filter(is_due).max_by_key(|(_, inputs)| most(inputs))
+}
+
+fn merge(
+    store: &Store,
+    next_segment: &mut u64,
+    window: Window,
+    inputs: Vec<Input>,
+) -> Result<(), StorageError> {
+    let number = *next_segment;
+    *next_segment += 1;
+    store.rocks.reserve_number(number + 1)?;
+    store.failpoint("merge: number reserved")?;
+    let path = store.temporary_dir().join(format!("{number:08}-{:08x}.sst", window.0));
+    let mut table = LazyTable::new(&store.rocks, path);
+    let mut changes = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let key = SegmentKey { window, segment: number, shard: input.shard.id };
+        let merged = merge_shard(store, &input, SegmentWriter::new(&mut table, key))?.map(Arc::new);
+        let removed = input.segments.iter().map(|segment| segment.key).collect();
+        let (segments, _) = input.shard.segments_and_tombstones();
+        changes.push(change(input.shard, &segments, &input.tombstones, removed, merged));
+    }
+    store.failpoint("merge: pages written")?;
+    if let Some((path, bytes)) = table.finish()? {
+        store.failpoint("merge: table finished")?;
+        store.rocks.ingest(vec![path])?;
+        store.metrics.merged_bytes.inc_by(bytes);
+    }
+    store.failpoint("merge: ingested")?;
+    store.rocks.commit_changes(&changes)?;
+    store.failpoint("merge: committed")?;
+    let samples: u64 = changes.iter().filter_map(|c| c.added.as_ref()).map(|segment| segment.samples).sum();
+    store.metrics.merged_samples.inc_by(samples);
+    let forgets = changes.iter().any(|change| !change.forgotten.is_empty());
+    apply(store, changes);
+    sweep(store)?;
+    if forgets { forget_series(store) } else { Ok(()) }
+}
+
+/// Writes the merged samples of one shard.
+fn merge_shard(
+    store: &Store,
+    input: &Input,
+    mut writer: SegmentWriter<'_, '_>,
+) -> Result<Option<Segment>, StorageError> {
+    let everything: RangeInclusive<i64> = i64::MIN..=i64::MAX;
+    let mut ordinals = RoaringBitmap::new();
+    for segment in &input.segments {
+        ordinals |= &segment.ordinals;
+    }
+    let series = input.shard.index.read().in_key_order(ordinals.iter());
+    let mut sources: Vec<_> = input
+        .segments
+        .iter()
+        .map(|s| (s, Mask::new(&input.tombstones, s), store.rocks.segment_reader(s.key)))
+        .collect();
+    let mut columns = SeriesColumns::default();
+    for (key, ordinal) in series {
+        columns.timestamps.clear();
+        columns.values.clear();
+        for (segment, mask, reader) in &mut sources {
+            if segment.ordinals.contains(ordinal) {
+                reader.read(&key, &everything, |timestamps, values| {
+                    mask.visible(ordinal, timestamps, values, |t, v| columns.merge(t, v));
+                })?;
+            }
+        }
+        if !columns.timestamps.is_empty() {
+            writer.push(key, ordinal, &columns.timestamps, &columns.values)?;
+        }
+    }
+    writer.finish()
+}
+
+/// What becomes of a shard's tombstones when segments go and come.
+fn change(
+    shard: Arc<Shard>,
+    segments: &[Arc<Segment>],
+    tombstones: &[Arc<Tombstone>],
+    removed: Vec<SegmentKey>,
+    added: Option<Arc<Segment>>,
+) -> Change {
+    let stays = |segment: &&Arc<Segment>| !removed.contains(&segment.key);
+    let (kept, forgotten) = tombstones
+        .iter()
+        .cloned()
+        .partition(|tombstone| segments.iter().filter(stays).any(|segment| tombstone.concerns(segment)));
+    Change { shard, removed, added, kept, forgotten }
+}
+
+/// Makes committed changes visible to reads.
+fn apply(store: &Store, changes: Vec<Change>) {
+    let mut graveyard = store.graveyard.lock();
+    for change in changes {
+        let Change { shard, removed, added, kept, .. } = change;
+        let count = u64::from(added.is_some());
+        let gone = shard.replace_segments(&removed, added, kept);
+        store.disk_segments.fetch_add(count, Ordering::Relaxed);
+        store.disk_segments.fetch_sub(gone.len() as u64, Ordering::Relaxed);
+        graveyard.extend(gone);
+    }
+}
+
+/// Removes the table files of which nothing is live, or read by anybody, any more.
+fn sweep(store: &Store) -> Result<(), StorageError> {
+    let mut graveyard = store.graveyard.lock();
+    if graveyard.is_empty() {
+        return Ok(());
+    }
+    let mut needed: HashSet<(Window, u64)> = HashSet::new();
+    for shard in store.all_shards() {
+        let (segments, _) = shard.segments_and_tombstones();
+        needed.extend(segments.iter().map(|segment| (segment.key.window, segment.key.segment)));
+    }
+    // Nobody can take a new reference to a segment that is in no list of live ones.
+    let read = graveyard.iter().filter(|segment| Arc::strong_count(segment) > 1);
+    needed.extend(read.map(|segment| (segment.key.window, segment.key.segment)));
+    let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut *graveyard)
+        .into_iter()
+        .partition(|segment| needed.contains(&(segment.key.window, segment.key.segment)));
+    *graveyard = kept;
+    let tables: HashSet<(Window, u64)> =
+        gone.iter().map(|segment| (segment.key.window, segment.key.segment)).collect();
+    for (window, number) in tables {
+        // What cannot be removed now is removed at the next start.
+        store.rocks.remove_table(window, number)?;
+    }
+    Ok(())
+}
+
+/// Forgets series that have no samples any more.
+fn forget_series(store: &Store) -> Result<(), StorageError> {
+    for shard in store.all_shards() {
+        // Memory first: a sample that comes in between makes a new series, with its labels in the log. The
+        // other order could lose it.
+        let (gone, ordinals) = shard.forget_series_without_samples();
+        if gone.is_empty() {
+            continue;
+        }
+        store.metrics.series.dec_by(i64::try_from(gone.len()).unwrap_or(i64::MAX));
+        store.failpoint("series forgotten in memory")?;
+        store.rocks.remove_series(shard.id, &gone, ordinals)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

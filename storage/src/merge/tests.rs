@@ -1,0 +1,245 @@
+//! Merges: canonical bytes, files that are read and go, tombstones that are forgotten, damage.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use proptest::prelude::*;
+use saturn_model::{
+    Fingerprint, Labels, STALE_NAN_BITS, Sample, Selection, ShardBatch, ShardId, TenantId, TimestampMs,
+};
+
+use super::*;
+use crate::copy::copy_dir;
+use crate::{Engine, EngineOptions};
+
+const HOUR: i64 = 3_600_000;
+const FAR: i64 = 1000 * HOUR;
+
+fn open(dir: &Path, retention: Option<Duration>) -> Engine {
+    let options = EngineOptions { retention, reserve_bytes: 0, ..EngineOptions::new(dir) };
+    Engine::open(options, &mut Registry::default()).expect("opened")
+}
+
+fn tenant() -> TenantId {
+    TenantId::new("demo").expect("valid")
+}
+
+fn append(engine: &Engine, samples: &[(u32, i64, f64)]) {
+    let mut batch = ShardBatch::new(tenant(), ShardId(1));
+    for ((series, timestamp, value), index) in samples.iter().zip(0..) {
+        let name = format!("metric_{}", series % 7);
+        let labels = Labels::from_pairs([("__name__", name.as_str()), ("n", &series.to_string())]);
+        let labels = labels.expect("valid");
+        batch.push_series(Fingerprint::of(&tenant(), labels.as_encoded()));
+        batch.labels.push((index, labels));
+        batch.push_sample(Sample { timestamp: TimestampMs(*timestamp), value: *value });
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(engine.append(vec![Arc::new(batch)])).expect("appended");
+}
+
+fn everything() -> Selection {
+    let (start, end) = (TimestampMs(i64::MIN), TimestampMs(i64::MAX));
+    Selection { tenant: tenant(), matchers: Vec::new(), start, end }
+}
+
+fn times(engine: &Engine) -> Vec<i64> {
+    let columns = engine.select(ShardId(1), &everything(), 1000).expect("selected");
+    let mut times: Vec<i64> = columns.into_iter().flat_map(|c| c.timestamps).collect();
+    times.sort_unstable();
+    times
+}
+
+fn segments(engine: &Engine) -> Arc<Vec<Arc<Segment>>> {
+    engine.store().known_shard(ShardId(1)).expect("known").segments_and_tombstones().0
+}
+
+type Pages = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// All rows of `data` but for the numbers of the segments.
+fn canonical(engine: &Engine) -> Vec<(Window, Pages)> {
+    let pages = |segment: &Arc<Segment>| (segment.key.window, engine.store().rocks.pages(segment.key));
+    segments(engine).iter().map(pages).collect()
+}
+
+fn values() -> impl Strategy<Value = f64> {
+    let special = vec![0.0, -0.0, 1.5, f64::from_bits(STALE_NAN_BITS), f64::NAN];
+    prop_oneof![proptest::sample::select(special), any::<f64>(), (0_u8..9).prop_map(f64::from)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn equal_samples_end_as_equal_bytes(
+        samples in proptest::collection::vec((0_u32..150, 0_i64..5, 0_i64..90, values()), 1..400),
+        order in any::<u64>(), cuts in 1_usize..7,
+    ) {
+        let samples: Vec<(u32, i64, f64)> =
+            samples.iter().map(|(series, w, t, value)| (*series, w * WINDOW_MS + t * 60_000, *value)).collect();
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let once = open(&dir.path().join("once"), None);
+        append(&once, &samples);
+        once.flush().expect("flushed");
+        let often = open(&dir.path().join("often"), None);
+        let mut shuffled = samples.clone();
+        shuffled.sort_by_key(|(series, t, _)| (u64::from(*series) ^ t.cast_unsigned()).wrapping_mul(order | 1));
+        for some in shuffled.chunks(samples.len().div_ceil(cuts)) {
+            append(&often, some);
+            often.flush().expect("flushed");
+            if order.is_multiple_of(3) {
+                often.maintain(TimestampMs(0)).expect("merged");
+            }
+        }
+        often.maintain(TimestampMs(FAR)).expect("merged");
+        prop_assert_eq!(canonical(&often), canonical(&once));
+        for window in 0..5 {
+            let start = TimestampMs(window * WINDOW_MS);
+            prop_assert_eq!(often.digest(ShardId(1), start).expect("digested"), once.digest(ShardId(1), start).expect("digested"));
+        }
+    }
+}
+
+#[test]
+fn an_open_window_is_merged_beyond_four_segments_and_a_closed_one_at_two() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), None);
+    for t in 0..5 {
+        append(&engine, &[(1, t, 1.0), (1, WINDOW_MS + t, 1.0)]);
+        if t > 2 {
+            append(&engine, &[(1, 2 * WINDOW_MS + t, 1.0)]);
+        }
+        engine.flush().expect("flushed");
+    }
+    let before = times(&engine);
+    let counts = |engine: &Engine| -> Vec<usize> {
+        segments(engine).chunk_by(|a, b| a.key.window == b.key.window).map(<[_]>::len).collect()
+    };
+    assert_eq!(counts(&engine), [5, 5, 2]);
+    engine.maintain(TimestampMs(0)).expect("merged");
+    assert_eq!(counts(&engine), [1, 1, 2]);
+    engine.maintain(TimestampMs(3 * WINDOW_MS + GRACE_MS - 1)).expect("merged");
+    assert_eq!(counts(&engine), [1, 1, 2]);
+    engine.maintain(TimestampMs(3 * WINDOW_MS + GRACE_MS)).expect("merged");
+    assert_eq!(counts(&engine), [1, 1, 1]);
+    assert_eq!(times(&engine), before);
+    assert_eq!(engine.store().rocks.tables(), 3);
+    assert_eq!(engine.stats().flushed_segments, 3);
+}
+
+#[test]
+fn a_file_goes_when_its_last_reader_is_done() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), None);
+    for t in 0..2 {
+        append(&engine, &[(1, t, 1.0)]);
+        engine.flush().expect("flushed");
+    }
+    let reading = segments(&engine);
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    assert_eq!(engine.store().rocks.tables(), 3);
+    assert_eq!(engine.store().rocks.pages(reading[0].key).len(), 1);
+    drop(reading);
+    engine.maintain(TimestampMs(FAR)).expect("nothing to merge");
+    assert_eq!(engine.store().rocks.tables(), 1);
+}
+
+#[test]
+fn retention_drops_whole_windows_and_series_without_samples() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), Some(Duration::from_secs(4 * 3600)));
+    append(&engine, &[(1, 0, 1.0), (2, 0, 1.0), (2, 5 * HOUR, 2.0)]);
+    engine.flush().expect("flushed");
+    engine.maintain(TimestampMs(6 * HOUR - 1)).expect("nothing expired");
+    assert_eq!(times(&engine), [0, 0, 5 * HOUR]);
+    engine.maintain(TimestampMs(6 * HOUR)).expect("expired");
+    assert_eq!(times(&engine), [5 * HOUR]);
+    assert_eq!(engine.stats().series, 1);
+    assert_eq!(engine.store().rocks.tables(), 1);
+    // The same series again is a new one, now and after a start.
+    append(&engine, &[(1, 5 * HOUR, 3.0)]);
+    drop(engine);
+    let engine = open(dir.path(), None);
+    assert_eq!(times(&engine), [5 * HOUR, 5 * HOUR]);
+    assert_eq!(engine.stats().series, 2);
+    engine.flush().expect("flushed");
+    drop(engine);
+    assert_eq!(times(&open(dir.path(), None)), [5 * HOUR, 5 * HOUR]);
+}
+
+#[test]
+fn a_tombstone_hides_at_once_spares_what_comes_later_and_is_forgotten() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), None);
+    append(&engine, &[(1, 1, 1.0), (1, 2, 1.0), (2, 2, 1.0)]);
+    let (start, end) = (TimestampMs(2), TimestampMs(3));
+    assert_eq!(engine.delete_series(&Selection { start, end, ..everything() }).expect("deleted"), 2);
+    assert_eq!(times(&engine), [1]);
+    assert_eq!(
+        engine.series(ShardId(1), &Selection { start, end, ..everything() }).expect("listed").len(),
+        0
+    );
+    append(&engine, &[(2, 3, 1.0)]);
+    assert_eq!(times(&engine), [1, 3]);
+    drop(engine);
+    let engine = open(dir.path(), None);
+    assert_eq!(times(&engine), [1, 3]);
+    engine.flush().expect("flushed");
+    let tombstones = |engine: &Engine| engine.store().rocks.load_meta().expect("read").tombstones.len();
+    assert_eq!(tombstones(&engine), 1);
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    assert_eq!(tombstones(&engine), 0);
+    assert_eq!(times(&engine), [1, 3]);
+    let none = Selection { start: TimestampMs(9), end: TimestampMs(9), ..everything() };
+    assert_eq!(engine.delete_series(&none).expect("nothing to delete"), 0);
+    let reversed = Selection { start: end, end: start, ..everything() };
+    assert!(matches!(engine.delete_series(&reversed), Err(StorageError::Invalid { .. })));
+    engine.delete_series(&everything()).expect("deleted");
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    assert_eq!((engine.stats().series, engine.stats().flushed_segments), (0, 0));
+    assert_eq!(engine.store().rocks.tables(), 0);
+}
+
+#[test]
+fn a_damaged_window_is_named_and_does_not_stop_the_others() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (live, damaged) = (dir.path().join("live"), dir.path().join("damaged"));
+    let engine = open(&live, None);
+    for t in 0..2 {
+        append(&engine, &[(1, t, 1.0), (1, WINDOW_MS + t, 1.0), (1, 2 * WINDOW_MS + t, f64::from(7))]);
+        engine.flush().expect("flushed");
+    }
+    // RocksDB looks into the file behind a file that it ingests, so damage may keep its predecessor from being
+    // merged too; the first file has none.
+    let victim = segments(&engine)[0].key;
+    let page = engine.store().rocks.pages(victim).remove(0);
+    drop(engine);
+    copy_dir(&live, &damaged);
+    // The file with this page: flip a bit of the page's key, which RocksDB's checksum covers.
+    let prefix = victim.data_prefix();
+    let mut flipped = 0;
+    for entry in fs::read_dir(damaged.join("rocks")).expect("listed").flatten() {
+        let path = entry.path();
+        let mut bytes = fs::read(&path).expect("read");
+        let is_table = path.extension().is_some_and(|e| e == "sst");
+        if let Some(at) = bytes.windows(14).position(|w| w == prefix).filter(|_| is_table) {
+            bytes[at + 14 + page.0.len() / 2] ^= 1;
+            fs::write(&path, &bytes).expect("written");
+            flipped += 1;
+        }
+    }
+    assert_eq!(flipped, 1);
+    let engine = open(&damaged, None);
+    let reading = engine.select(ShardId(1), &everything(), 10).expect_err("damaged").to_string();
+    assert!(reading.contains("shard 1") && reading.contains("metric_1"), "{reading}");
+    engine.maintain(TimestampMs(FAR)).expect("the others are merged");
+    let windows: Vec<i64> = segments(&engine).iter().map(|s| s.key.window.start()).collect();
+    assert_eq!(windows, [0, 0, WINDOW_MS, 2 * WINDOW_MS]);
+    let second =
+        Selection { start: TimestampMs(WINDOW_MS), end: TimestampMs(2 * WINDOW_MS - 1), ..everything() };
+    let found = engine.select(ShardId(1), &second, 10).expect("another range");
+    assert_eq!(found[0].timestamps, [WINDOW_MS, WINDOW_MS + 1]);
+    append(&engine, &[(1, 5 * WINDOW_MS, 1.0)]);
+    engine.flush().expect("flushed");
+}

@@ -1,0 +1,176 @@
+//! Reading the pages of one segment, in ascending order of series.
+
+use std::cmp::Ordering;
+use std::ops::RangeInclusive;
+
+use rocksdb::DBRawIterator;
+
+use super::{DATA, Rocks, hex, read_options};
+use crate::error::StorageError;
+use crate::keys::{SegmentKey, SeriesKey};
+use crate::page::Page;
+
+/// Pages to walk over before seeking: a step costs a fraction of a seek.
+const STEPS_MAX: usize = 2;
+
+/// A cursor over one segment's pages.
+pub(crate) struct SegmentReader<'a> {
+    rocks: &'a Rocks,
+    segment: SegmentKey,
+    rows: DBRawIterator<'a>,
+    place: Place,
+    page: Page,
+    values: Vec<f64>,
+}
+
+/// Where the cursor is.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    BeforeFirst,
+    /// At this chunk of the page that is parsed; may be one behind the last.
+    Chunk(usize),
+    End,
+}
+
+impl Rocks {
+    /// A reader of one segment.
+    pub(crate) fn segment_reader(&self, segment: SegmentKey) -> SegmentReader<'_> {
+        let mut options = read_options();
+        options.set_iterate_lower_bound(segment.data_prefix());
+        options.set_iterate_upper_bound(segment.data_end());
+        let rows = self.db.raw_iterator_cf_opt(self.family(DATA), options);
+        SegmentReader {
+            rocks: self,
+            segment,
+            rows,
+            place: Place::BeforeFirst,
+            page: Page::default(),
+            values: Vec::new(),
+        }
+    }
+}
+
+impl SegmentReader<'_> {
+    /// Gives the samples of `series` in `range` (milliseconds) to `each`, chunk after chunk. To be called with
+    /// ascending series, of which the segment's row says that they are here.
+    pub(crate) fn read(
+        &mut self,
+        series: &SeriesKey,
+        range: &RangeInclusive<i64>,
+        mut each: impl FnMut(&[i64], &[f64]),
+    ) -> Result<(), StorageError> {
+        let Some(mut at) = self.find(series)? else {
+            // Leaving it out would be a silent hole.
+            return Err(self.damaged("a series is missing"));
+        };
+        loop {
+            self.give(at, range, &mut each)?;
+            at += 1;
+            self.place = Place::Chunk(at);
+            if at < self.page.len() {
+                if !self.page.continues(at) {
+                    return Ok(());
+                }
+                continue;
+            }
+            if !self.page.goes_on() {
+                return Ok(());
+            }
+            if !self.step()? || self.page.compare(0, series) != Ordering::Equal {
+                return Err(self.damaged("a part of a series is missing"));
+            }
+            at = 0;
+        }
+    }
+
+    fn give(
+        &mut self,
+        at: usize,
+        range: &RangeInclusive<i64>,
+        each: &mut impl FnMut(&[i64], &[f64]),
+    ) -> Result<(), StorageError> {
+        let Some(times) = self.page.times(at) else {
+            return Err(self.damaged("times are damaged"));
+        };
+        let count = times.len();
+        let from = times.partition_point(|t| t < range.start());
+        let to = times.partition_point(|t| t <= range.end()).max(from);
+        if from == to {
+            return Ok(());
+        }
+        self.values.clear();
+        if self.page.decode_values(at, count, &mut self.values).is_none() || self.values.len() != count {
+            return Err(self.damaged("values are damaged"));
+        }
+        let times = self.page.times(at).expect("they were just decoded");
+        each(&times[from..to], &self.values[from..to]);
+        Ok(())
+    }
+
+    /// The first chunk of `series` in the page where the cursor is then.
+    fn find(&mut self, series: &SeriesKey) -> Result<Option<usize>, StorageError> {
+        for _ in 0..STEPS_MAX {
+            if let Some(found) = self.find_in_page(series) {
+                return Ok(found);
+            }
+            if !matches!(self.place, Place::Chunk(_)) || !self.step()? {
+                break;
+            }
+        }
+        if let Some(found) = self.find_in_page(series) {
+            return Ok(found);
+        }
+        if self.place == Place::End {
+            return Ok(None);
+        }
+        // Backwards (`seek_for_prev`) RocksDB would look into the file behind, which may be damaged.
+        self.rows.seek(self.segment.data_key(*series, 0));
+        self.load()?;
+        Ok(self.find_in_page(series).flatten())
+    }
+
+    /// `None`: behind this page, if anywhere; `Some(None)`: nowhere.
+    fn find_in_page(&mut self, series: &SeriesKey) -> Option<Option<usize>> {
+        let Place::Chunk(from) = self.place else {
+            return None;
+        };
+        for at in from..self.page.len() {
+            match self.page.compare(at, series) {
+                Ordering::Less => {}
+                Ordering::Equal => return Some(Some(at)),
+                Ordering::Greater => return Some(None),
+            }
+        }
+        None
+    }
+
+    /// Goes to the next page. Whether there is one.
+    fn step(&mut self) -> Result<bool, StorageError> {
+        self.rows.next();
+        self.load()
+    }
+
+    fn load(&mut self) -> Result<bool, StorageError> {
+        let Some(bytes) = self.rows.value() else {
+            self.place = Place::End;
+            let read = self.rows.status();
+            return read.map(|()| false).map_err(|e| self.damaged(&e.into_string()));
+        };
+        if self.page.parse(bytes).is_none() {
+            self.place = Place::End;
+            return Err(self.damaged("a page is damaged"));
+        }
+        self.place = Place::Chunk(0);
+        Ok(true)
+    }
+
+    fn damaged(&self, what: &str) -> StorageError {
+        let SegmentKey { window, segment, shard } = self.segment;
+        let page = self.rows.key().map(hex).unwrap_or_default();
+        self.rocks.inconsistent(format!(
+            "{what} in segment {segment} of shard {shard}, {} to {} ms, page {page}",
+            window.start(),
+            window.end() - 1
+        ))
+    }
+}
