@@ -8,8 +8,8 @@
 //! | time vectors | varint | 1 to 64 |
 //! | per time vector | varint | its length in bytes |
 //! | per chunk | varint, varint | which time vector, from 0; length of its values in bytes |
-//! | times | rest | the vectors (`chunk.rs`) |
-//! | values | rest | the chunks' values (`chunk.rs`) |
+//! | times | rest | the vectors (`codec/timestamps.rs`), relative to the window's start |
+//! | values | rest | the chunks' values (`codec/values.rs`) |
 //!
 //! Invariants: a segment's chunks ascend by series and part; the same series and samples make the same
 //! pages, whatever came before: pages end after 64 chunks or [`PAGE_SAMPLES_MAX`] samples, and by nothing
@@ -20,10 +20,13 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
-use crate::chunk;
+use crate::codec::{self, Effort, Scratch};
 use crate::keys::SeriesKey;
 use crate::wire::{Reader, put_varint};
 
+/// Most samples of one chunk. A window of 2 h in milliseconds has at most 879 chunks of one series then, which
+/// the 16-bit part number of a page can count.
+pub(crate) const CHUNK_SAMPLES_MAX: usize = 8192;
 /// Most chunks of one page.
 pub(crate) const PAGE_CHUNKS_MAX: usize = 64;
 /// A page with this many samples takes no more chunks.
@@ -36,9 +39,15 @@ const GOES_ON: u8 = 128;
 /// In the directory: the same series as the chunk before.
 const SAME_SERIES: u8 = 255;
 
+/// Flushes and merges must write the same bytes, so there is one effort for both.
+const EFFORT: Effort = Effort::Dense;
+
 /// Makes pages of a segment's chunks.
 #[derive(Debug, Default)]
 pub(crate) struct PageWriter {
+    /// What times are relative to.
+    origin: i64,
+    scratch: Scratch,
     slots: Vec<Slot>,
     samples: usize,
     /// Time vectors, one after the other, and where each is.
@@ -66,6 +75,11 @@ pub(crate) struct FinishedPage {
 }
 
 impl PageWriter {
+    /// `origin`: the window's start in milliseconds.
+    pub(crate) fn new(origin: i64) -> Self {
+        Self { origin, ..Self::default() }
+    }
+
     /// Adds a chunk. Chunks must ascend by series and part. May complete the page before it.
     pub(crate) fn push(
         &mut self,
@@ -85,7 +99,7 @@ impl PageWriter {
             self.vectors.len() - 1
         });
         let from = self.values.len();
-        chunk::encode_values(values, &mut self.values);
+        codec::encode_values(values, EFFORT, &mut self.scratch, &mut self.values);
         self.samples += values.len();
         self.slots.push(Slot { series, part, vector, value_bytes: self.values.len() - from });
         finished
@@ -103,7 +117,8 @@ impl PageWriter {
         put_varint(&mut bytes, self.vectors.len() as u64);
         for vector in &self.vectors {
             let from = times.len();
-            chunk::encode_times(&self.times[vector.clone()], &mut times);
+            let vector = &self.times[vector.clone()];
+            codec::encode_timestamps(vector, self.origin, EFFORT, &mut self.scratch, &mut times);
             put_varint(&mut bytes, (times.len() - from) as u64);
         }
         for slot in &self.slots {
@@ -148,6 +163,8 @@ fn byte(len: usize) -> u8 {
 /// A page being read.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
+    origin: i64,
+    scratch: Scratch,
     bytes: Vec<u8>,
     goes_on: bool,
     slots: Vec<ReadSlot>,
@@ -168,6 +185,11 @@ struct ReadSlot {
 }
 
 impl Page {
+    /// `origin`: the window's start in milliseconds.
+    pub(crate) fn new(origin: i64) -> Self {
+        Self { origin, ..Self::default() }
+    }
+
     /// Replaces the content. `None` if the bytes are damaged; the page must not be used then.
     pub(crate) fn parse(&mut self, bytes: &[u8]) -> Option<()> {
         self.bytes.clear();
@@ -246,14 +268,21 @@ impl Page {
         let vector = self.slots[at].vector;
         let times = &mut self.times[vector];
         if times.is_empty() {
-            chunk::decode_times(&self.bytes[self.vectors[vector].clone()], times)?;
+            let bytes = &self.bytes[self.vectors[vector].clone()];
+            codec::decode_timestamps(bytes, self.origin, &mut self.scratch, times)?;
         }
         Some(times)
     }
 
-    /// Appends the `count` values of chunk `at`. `None` if they are damaged.
-    pub(crate) fn decode_values(&self, at: usize, count: usize, values: &mut Vec<f64>) -> Option<()> {
-        chunk::decode_values(&self.bytes[self.slots[at].values.clone()], count, values)
+    /// Appends the values of chunk `at` in `range`. `None` if they are damaged.
+    pub(crate) fn decode_values(
+        &mut self,
+        at: usize,
+        range: Range<usize>,
+        values: &mut Vec<f64>,
+    ) -> Option<()> {
+        let chunk = &self.bytes[self.slots[at].values.clone()];
+        codec::decode_value_range(chunk, range, &mut self.scratch, values)
     }
 }
 
@@ -338,7 +367,7 @@ mod tests {
                     }
                     prop_assert_eq!(page.times(at).expect("own page"), timestamps.as_slice());
                     let mut decoded = Vec::new();
-                    page.decode_values(at, values.len(), &mut decoded).expect("own page");
+                    page.decode_values(at, 0..values.len(), &mut decoded).expect("own page");
                     let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
                     prop_assert_eq!(bits(&decoded), bits(values));
                     read += 1;
@@ -357,7 +386,7 @@ mod tests {
             if page.parse(&bytes).is_some() {
                 for at in 0..page.len() {
                     if let Some(count) = page.times(at).map(<[i64]>::len) {
-                        let _ = page.decode_values(at, count, &mut Vec::new());
+                        let _ = page.decode_values(at, 0..count, &mut Vec::new());
                     }
                 }
             }
@@ -380,10 +409,10 @@ mod tests {
         ]);
         let mut want = vec![1, 3];
         want.extend_from_slice(&[0, 3, 1, 1, 5, 255, 2, 1, 9]);
-        want.extend_from_slice(&[2, 5, 3]);
-        want.extend_from_slice(&[0, 4, 1, 9, 0, 4]);
-        want.extend_from_slice(&[2, 208, 15, 208, 15, 1, 240, 46]);
-        want.extend_from_slice(&[1, 0, 2, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 40, 10]);
+        want.extend_from_slice(&[2, 6, 5]);
+        want.extend_from_slice(&[0, 7, 1, 4, 0, 7]);
+        want.extend_from_slice(&[64, 2, 208, 15, 232, 7, 64, 1, 240, 46, 0]);
+        want.extend_from_slice(&[66, 2, 0, 48, 2, 2, 2, 65, 1, 0, 0, 66, 2, 1, 48, 40, 5, 2]);
         assert_eq!(pages(&chunks)[0].bytes, want);
     }
 }

@@ -7,10 +7,9 @@ use std::path::PathBuf;
 
 use roaring::RoaringBitmap;
 
-use crate::chunk::CHUNK_SAMPLES_MAX;
 use crate::error::StorageError;
 use crate::keys::{Segment, SegmentKey, SeriesKey};
-use crate::page::{FinishedPage, PageWriter};
+use crate::page::{CHUNK_SAMPLES_MAX, FinishedPage, PageWriter};
 use crate::rocks::{Rocks, Table};
 
 /// A table file that exists only once it has a row.
@@ -55,7 +54,7 @@ impl<'t, 'a> SegmentWriter<'t, 'a> {
             last_ms: i64::MIN,
             ordinals: RoaringBitmap::new(),
         };
-        Self { table, pages: PageWriter::default(), written }
+        Self { table, pages: PageWriter::new(key.window.start()), written }
     }
 
     /// Adds all samples of a series in the window: times strictly ascending, at least one. `series` ascends.

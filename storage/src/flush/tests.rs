@@ -171,12 +171,12 @@ fn long_runs_are_cut_into_chunks_of_bounded_size() {
     let mut batch = ShardBatch::new(tenant(), ShardId(1));
     batch.push_series(Fingerprint::of(&tenant(), Labels::empty().as_encoded()));
     batch.labels.push((0, Labels::empty()));
-    for t in -3000..3000 {
+    for t in -20_000..20_000 {
         batch.push_sample(Sample { timestamp: TimestampMs(t), value: 1.0 });
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(engine.append(vec![Arc::new(batch)])).expect("appended");
     engine.flush().expect("flushed");
-    assert_eq!(samples(&engine)[0].1, (-3000..3000).collect::<Vec<_>>());
+    assert_eq!(samples(&engine)[0].1, (-20_000..20_000).collect::<Vec<_>>());
     assert_eq!(engine.stats().flushed_segments, 2);
 }

@@ -44,7 +44,7 @@ impl Rocks {
             segment,
             rows,
             place: Place::BeforeFirst,
-            page: Page::default(),
+            page: Page::new(segment.window.start()),
             values: Vec::new(),
         }
     }
@@ -92,18 +92,18 @@ impl SegmentReader<'_> {
         let Some(times) = self.page.times(at) else {
             return Err(self.damaged("times are damaged"));
         };
-        let count = times.len();
         let from = times.partition_point(|t| t < range.start());
         let to = times.partition_point(|t| t <= range.end()).max(from);
         if from == to {
             return Ok(());
         }
         self.values.clear();
-        if self.page.decode_values(at, count, &mut self.values).is_none() || self.values.len() != count {
+        let decoded = self.page.decode_values(at, from..to, &mut self.values);
+        if decoded.is_none() || self.values.len() != to - from {
             return Err(self.damaged("values are damaged"));
         }
         let times = self.page.times(at).expect("they were just decoded");
-        each(&times[from..to], &self.values[from..to]);
+        each(&times[from..to], &self.values);
         Ok(())
     }
 
