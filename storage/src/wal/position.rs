@@ -11,7 +11,8 @@
 //! | offset | 8 | every byte of that segment before it is durable |
 //! | checksum | 4 | CRC-32C of the 24 bytes before |
 //!
-//! A file that does not check says nothing: a power cut may tear it, and it only guards.
+//! A file that is empty or does not check says nothing: the log may have been closed before its first write, a
+//! power cut may tear the file, and it only guards.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -74,6 +75,10 @@ pub(crate) fn check_position(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(StorageError::io("read", path, error)),
     };
+    if bytes.is_empty() {
+        // The log was closed before anything was written to it.
+        return Ok(());
+    }
     let Some((segment, offset)) = decode(&bytes) else {
         tracing::warn!(file = %path.display(), "the note of the durable position is damaged and says nothing");
         return Ok(());
@@ -117,7 +122,9 @@ mod tests {
             check_position(&path, dir.path(), from, &replayed)
         };
         check(1, 10).expect("nothing was noted");
-        PositionFile::open(&path).expect("opened").note(7, 100).expect("noted");
+        let file = PositionFile::open(&path).expect("opened");
+        check(1, 10).expect("nothing was noted yet");
+        file.note(7, 100).expect("noted");
         check(1, 100).expect("it is all there");
         assert!(matches!(check(1, 99), Err(StorageError::Corrupt { offset: 99, .. })));
         check(8, 99).expect("it was flushed");
