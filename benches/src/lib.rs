@@ -9,12 +9,14 @@
 
 mod figures;
 mod load;
+mod recording;
 mod run;
 mod sending;
 mod subject;
 
 pub use figures::{Figures, machine, table};
 pub use load::{Load, LoadOptions, SCRAPE_INTERVAL_MS};
+pub use recording::{read_recording, record};
 pub use run::measure;
 pub use sending::{Sent, send_all};
 pub use subject::Subject;

@@ -14,14 +14,29 @@ use crate::wait::eventually;
 /// How long a peer may take to start.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// What Prometheus shall do, once a second.
-#[derive(Debug, Default)]
+/// What Prometheus shall do.
+#[derive(Debug)]
 pub struct PrometheusOptions {
+    /// Time between two scrapes.
+    pub scrape_interval: Duration,
     /// Jobs, each with the addresses `HOST:PORT` that it scrapes. Prometheus adds itself as `prometheus`.
     pub scrape: Vec<(String, Vec<String>)>,
     /// URLs that every sample is written to. The tenant must be in the path or the user: Debian's build of
     /// Prometheus 2.42 takes `headers` in its configuration and does not send them.
     pub remote_write: Vec<String>,
+    /// Flags beside those for its files and address.
+    pub extra_args: Vec<String>,
+}
+
+impl Default for PrometheusOptions {
+    fn default() -> Self {
+        Self {
+            scrape_interval: Duration::from_secs(1),
+            scrape: Vec::new(),
+            remote_write: Vec::new(),
+            extra_args: Vec::new(),
+        }
+    }
 }
 
 /// A Prometheus server with its data in a folder of the test.
@@ -42,7 +57,8 @@ impl Prometheus {
         command
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.join("prometheus").display()))
-            .arg(format!("--web.listen-address={address}"));
+            .arg(format!("--web.listen-address={address}"))
+            .args(&options.extra_args);
         let mut process = Process::spawn("prometheus", &mut command, &folder.join("prometheus.log"))?;
         wait_ready(&mut process, &address, "/-/ready").await?;
         Ok(Self { process, address })
@@ -123,8 +139,10 @@ fn peer_binary(name: &str, package: &str) -> Result<PathBuf> {
 }
 
 fn config_text(options: &PrometheusOptions, own_address: &str) -> String {
-    let mut text = String::from(
-        "global:\n  scrape_interval: 1s\n  scrape_timeout: 900ms\n  evaluation_interval: 1m\nscrape_configs:\n",
+    let interval = options.scrape_interval.as_millis();
+    let mut text = format!(
+        "global:\n  scrape_interval: {interval}ms\n  scrape_timeout: {}ms\n  evaluation_interval: 1m\nscrape_configs:\n",
+        interval * 9 / 10
     );
     let own = ("prometheus".to_owned(), vec![own_address.to_owned()]);
     for (job, addresses) in std::iter::once(&own).chain(&options.scrape) {
@@ -135,7 +153,10 @@ fn config_text(options: &PrometheusOptions, own_address: &str) -> String {
         text.push_str("remote_write:\n");
     }
     for url in &options.remote_write {
-        text.push_str(&format!("- url: {url}\n  queue_config:\n    batch_send_deadline: 500ms\n"));
+        // One shard: what arrives is in the order of its times.
+        text.push_str(&format!(
+            "- url: {url}\n  queue_config:\n    batch_send_deadline: 500ms\n    max_shards: 1\n"
+        ));
     }
     text
 }

@@ -40,7 +40,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("tonic-prost-build", &["proto", "storage"]),
     ("foca", &["ring"]),
     ("consistent_hash_ring", &["ring"]),
-    ("axum", &["node"]),
+    ("axum", &["node", "benches"]),
 ];
 
 /// An outside crate, and the folders that must not name it.
