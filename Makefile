@@ -63,6 +63,19 @@ bench-ingest: build ## samples per second, CPU and bytes per sample of one node 
 	cargo build --locked --release --package saturn-benches --bin ingest
 	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/ingest $(BENCH_FLAGS)
 
+# The recording takes an hour; one that is there is used again. Needs the Debian packages that the tests need.
+RECORDING ?= $(HOME)/.cache/saturn/recording
+
+.PHONY: bench-storage
+bench-storage: build test-deps ## CPU, disk and memory of samples, beside Prometheus and VictoriaMetrics
+	cargo build --locked --release --package saturn-benches --bin storage
+	test -s $(RECORDING) || SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/storage record $(RECORDING)
+	$(CARGO_TARGET_DIR)/release/storage engine --recording $(RECORDING)
+	$(CARGO_TARGET_DIR)/release/storage engine
+	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/storage disk --recording $(RECORDING)
+	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/storage disk
+	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/storage million $(BENCH_FLAGS)
+
 .PHONY: build-deps test-deps
 build-deps:
 	@xtask/install-deps.sh build

@@ -1,7 +1,18 @@
 //! The load of real senders: many series of many hosts, one sample of each a request, scraped every 15
 //! seconds, with label sets like node_exporter's.
 
-use saturn_chaos_tests::remote_write::{Series, compress, encode};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use saturn_chaos_tests::remote_write::{compress, encode_labels, put_series};
+use saturn_model::{METRIC_NAME, is_stale_nan};
+use saturn_proto::{remote_write, snappy};
+
+use crate::recording::read_recording;
+
+/// Largest request of a recording, in bytes, decompressed.
+const REQUEST_BYTES_MAX: usize = 256 << 20;
 
 /// Time between two samples of a series.
 pub const SCRAPE_INTERVAL_MS: i64 = 15_000;
@@ -30,7 +41,7 @@ pub struct LoadOptions {
 pub struct Load {
     /// The bodies.
     pub requests: Vec<Vec<u8>>,
-    /// Samples in all requests together.
+    /// Samples in all requests together, without stale markers.
     pub samples: u64,
     /// The metrics' names, for queries that count.
     pub metrics: Vec<String>,
@@ -51,9 +62,12 @@ impl Load {
             let rounds_left = i64::try_from(options.rounds - 1 - round).unwrap_or(i64::MAX);
             let timestamp_ms = options.end_ms - rounds_left * SCRAPE_INTERVAL_MS;
             for chunk in sources.chunks_mut(options.series_per_request) {
-                let series: Vec<Series> =
-                    chunk.iter_mut().map(|source| source.next_sample(timestamp_ms, &mut generator)).collect();
-                requests.push(compress(&encode(&series)));
+                let mut request = Vec::new();
+                for source in chunk {
+                    let sample = (timestamp_ms, source.next_value(&mut generator));
+                    put_series(&mut request, &source.labels, &[sample]);
+                }
+                requests.push(compress(&request));
             }
         }
         let metrics = (0..SERIES_PER_HOST / SERIES_PER_METRIC).map(metric_name).collect();
@@ -65,6 +79,30 @@ impl Load {
             end_ms: options.end_ms,
             span_ms: rounds * SCRAPE_INTERVAL_MS,
         }
+    }
+
+    /// The requests of a recording.
+    pub fn recorded(path: &Path) -> Result<Self> {
+        let requests = read_recording(path)?;
+        let (mut samples, mut metrics) = (0, BTreeSet::new());
+        let (mut first_ms, mut end_ms) = (i64::MAX, i64::MIN);
+        for body in &requests {
+            let request = snappy::decompress(body, REQUEST_BYTES_MAX)?;
+            let mut labels = Vec::new();
+            remote_write::walk_request(&request, |series| {
+                series.labels_into(&mut labels)?;
+                metrics
+                    .extend(labels.iter().filter(|(name, _)| *name == METRIC_NAME).map(|l| l.1.to_owned()));
+                series.walk_samples(|sample| {
+                    (first_ms, end_ms) = (first_ms.min(sample.timestamp.0), end_ms.max(sample.timestamp.0));
+                    samples += u64::from(!is_stale_nan(sample.value));
+                })?;
+                Ok(())
+            })?;
+        }
+        let span_ms = end_ms.checked_sub(first_ms).filter(|span| *span >= 0);
+        let span_ms = span_ms.ok_or_else(|| anyhow!("{} holds no sample", path.display()))? + 1;
+        Ok(Self { requests, samples, metrics: metrics.into_iter().collect(), end_ms, span_ms })
     }
 
     /// Bytes of all bodies.
@@ -100,7 +138,8 @@ enum Shape {
 /// A series and its latest value.
 #[derive(Debug)]
 struct Source {
-    labels: Vec<(String, String)>,
+    /// As they are in a request.
+    labels: Vec<u8>,
     shape: Shape,
     value: f64,
 }
@@ -127,15 +166,16 @@ impl Source {
             2 => Shape::Gauge,
             _ => Shape::Constant,
         };
-        let labels = labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let labels: Vec<(String, String)> =
+            labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let value = match shape {
             Shape::Constant => 1.0,
             _ => generator.below(1_000_000_000) as f64,
         };
-        Self { labels, shape, value }
+        Self { labels: encode_labels(&labels), shape, value }
     }
 
-    fn next_sample(&mut self, timestamp_ms: i64, generator: &mut Generator) -> Series {
+    fn next_value(&mut self, generator: &mut Generator) -> f64 {
         self.value = match self.shape {
             Shape::Counter => self.value + generator.below(100_000) as f64,
             // Kept in whole hundredths, as the kernel counts.
@@ -143,7 +183,7 @@ impl Source {
             Shape::Gauge => (self.value + generator.below(2_000_000) as f64 - 1e6).max(0.0),
             Shape::Constant => self.value,
         };
-        Series { labels: self.labels.clone(), samples: vec![(timestamp_ms, self.value)] }
+        self.value
     }
 }
 
@@ -179,11 +219,10 @@ mod tests {
     }
 
     #[test]
-    fn series_are_distinct_and_their_labels_sorted() {
+    fn series_are_distinct() {
         let mut generator = Generator { state: 1 };
         let sources: Vec<Source> = (0..2000).map(|index| Source::new(index, &mut generator)).collect();
         let mut labels: Vec<_> = sources.iter().map(|source| source.labels.clone()).collect();
-        assert!(labels.iter().all(|one| one.is_sorted() && one.len() == 9));
         labels.sort();
         labels.dedup();
         assert_eq!(labels.len(), 2000);

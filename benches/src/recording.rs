@@ -36,10 +36,7 @@ pub async fn record(path: &Path, length: Duration, interval: Duration) -> Result
     let saturn = (0..cluster.size()).map(|index| cluster.http_address(index).to_owned()).collect();
     let options = PrometheusOptions {
         scrape_interval: interval,
-        scrape: vec![
-            ("node".to_owned(), vec![exporter.address().to_owned()]),
-            ("saturn".to_owned(), saturn),
-        ],
+        scrape: vec![("node".to_owned(), vec![exporter.address().to_owned()]), ("saturn".to_owned(), saturn)],
         remote_write: vec![url, format!("{}/t/{TENANT}/api/v1/write", cluster.url(0))],
         ..PrometheusOptions::default()
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use saturn_chaos_tests::{Endpoint, eventually};
 
-use crate::subject::ended_children_cpu_seconds;
+use crate::usage::ended_children_cpu_seconds;
 use crate::{Figures, Load, Subject, send_all};
 
 /// How long acked samples may take to be found.
@@ -36,7 +36,7 @@ pub async fn measure(subject: Subject, load: &Arc<Load>, senders: usize) -> Resu
 }
 
 /// Every sample is there, asked through the last node. A peer may show samples a while after it took them.
-async fn check_count(subject: &Subject, load: &Load) -> Result<()> {
+pub async fn check_count(subject: &Subject, load: &Load) -> Result<()> {
     let endpoint = subject.endpoints().pop().context("a subject has an endpoint")?;
     eventually("all samples are found", FOUND_LIMIT, async || {
         let found = count(&endpoint, load).await?;

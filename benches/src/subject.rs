@@ -1,68 +1,38 @@
 //! What is measured: processes that take remote-write, and the folders that they write to.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use saturn_chaos_tests::{Cluster, Endpoint, Process, eventually, free_ports};
-use tempfile::TempDir;
+use anyhow::Result;
+use saturn_chaos_tests::{Cluster, Endpoint, Tolerance, resident_bytes};
 
-const TENANT: &str = "bench";
+use crate::engine::weigh_data_dir;
+use crate::peer::{Peer, PeerKind};
+use crate::usage::{disk_bytes, process_cpu_seconds, written_bytes};
 
-/// How long a peer may take to start.
-const START_LIMIT: Duration = Duration::from_secs(30);
-
-/// Bytes of a block in `st_blocks`, whatever the file system's own.
-const STAT_BLOCK_BYTES: u64 = 512;
-
-/// Clock ticks in a second in `/proc`, on every Linux.
-const TICKS_PER_SECOND: f64 = 100.0;
+/// Tenant of everything that is sent to Saturn.
+pub(crate) const TENANT: &str = "bench";
 
 /// Saturn or a peer, running.
 #[derive(Debug)]
 pub enum Subject {
     /// A cluster of Saturn nodes, with as many copies of each sample as there are nodes, three at most.
     Saturn(Cluster),
-    /// Debian's single-node VictoriaMetrics.
-    VictoriaMetrics {
-        /// The server.
-        process: Process,
-        /// Its URL.
-        url: String,
-        /// Its data.
-        folder: TempDir,
-    },
+    /// A single-node server of somebody else.
+    Peer(Peer),
 }
 
 impl Subject {
     /// Starts `nodes` nodes of Saturn.
     pub async fn saturn(nodes: usize) -> Result<Self> {
-        Ok(Self::Saturn(Cluster::start(nodes).await?))
+        let mut cluster = Cluster::start(nodes).await?;
+        // Under full load a node may complain about its disk.
+        cluster.tolerate(Tolerance::Warnings);
+        Ok(Self::Saturn(cluster))
     }
 
-    /// Starts VictoriaMetrics.
-    pub async fn victoria_metrics() -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("saturn-bench-peer-").tempdir()?;
-        let address = format!("127.0.0.1:{}", free_ports(1)[0]);
-        let mut command = Command::new("victoria-metrics");
-        command
-            .arg(format!("-storageDataPath={}", folder.path().join("data").display()))
-            .arg(format!("-httpListenAddr={address}"))
-            .args(["-retentionPeriod=100y", "-search.latencyOffset=0s"]);
-        let mut process = Process::spawn("victoria-metrics", &mut command, &folder.path().join("log"))
-            .context("install the package victoria-metrics")?;
-        let url = format!("http://{address}");
-        let endpoint = Endpoint::plain(&url);
-        eventually("VictoriaMetrics answers", START_LIMIT, async || {
-            process.check_running()?;
-            ensure!(endpoint.get("/health", &[]).await?.status == 200, "not healthy");
-            Ok(Some(()))
-        })
-        .await?;
-        Ok(Self::VictoriaMetrics { process, url, folder })
+    /// Starts a peer.
+    pub async fn peer(kind: PeerKind) -> Result<Self> {
+        Ok(Self::Peer(Peer::start(kind).await?))
     }
 
     /// What a table calls it.
@@ -72,7 +42,7 @@ impl Subject {
                 1 => "Saturn, 1 node, 1 copy".to_owned(),
                 nodes => format!("Saturn, {nodes} nodes, {} copies", self.copies()),
             },
-            Self::VictoriaMetrics { .. } => "VictoriaMetrics, 1 node, 1 copy".to_owned(),
+            Self::Peer(peer) => format!("{}, 1 node, 1 copy", peer.name()),
         }
     }
 
@@ -80,7 +50,7 @@ impl Subject {
     pub fn copies(&self) -> u64 {
         match self {
             Self::Saturn(cluster) => cluster.size().min(3) as u64,
-            Self::VictoriaMetrics { .. } => 1,
+            Self::Peer(_) => 1,
         }
     }
 
@@ -90,102 +60,79 @@ impl Subject {
             Self::Saturn(cluster) => {
                 (0..cluster.size()).map(|index| cluster.endpoint(index, TENANT)).collect()
             }
-            Self::VictoriaMetrics { url, .. } => vec![Endpoint::plain(url)],
+            Self::Peer(peer) => vec![peer.endpoint()],
         }
     }
 
     /// User and system CPU time of all processes so far, in seconds.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        self.pids()?.iter().map(|pid| process_cpu_seconds(*pid)).sum()
+        self.pids()?.iter().map(|pid| process_cpu_seconds(&pid.to_string())).sum()
+    }
+
+    /// Memory of all processes, in bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        self.pids()?.iter().map(|pid| resident_bytes(*pid)).sum()
+    }
+
+    /// What all processes have written to disks so far, in bytes.
+    pub fn written_bytes(&self) -> Result<u64> {
+        self.pids()?.iter().map(|pid| written_bytes(&pid.to_string())).sum()
     }
 
     fn pids(&self) -> Result<Vec<u32>> {
         match self {
             Self::Saturn(cluster) => (0..cluster.size()).map(|index| cluster.pid(index)).collect(),
-            Self::VictoriaMetrics { process, .. } => Ok(vec![process.pid()]),
+            Self::Peer(peer) => Ok(vec![peer.pid()]),
         }
+    }
+
+    /// Kills every process and starts it again; says how long it took until all were ready.
+    pub async fn kill_and_restart(&mut self) -> Result<Duration> {
+        let started = Instant::now();
+        match self {
+            Self::Saturn(cluster) => {
+                cluster.kill9_all()?;
+                cluster.restart_all().await?;
+            }
+            Self::Peer(peer) => peer.kill_and_restart().await?,
+        }
+        Ok(started.elapsed())
     }
 
     /// Ends all processes in good order and says how many bytes their data takes on disk.
     pub async fn stop(self) -> Result<u64> {
         match self {
             Self::Saturn(mut cluster) => {
-                for index in 0..cluster.size() {
-                    cluster.terminate(index).await?;
-                }
-                let folders = cluster.nodes().iter().map(|node| disk_bytes(&node.data_dir));
-                let bytes = folders.sum::<Result<u64>>()?;
-                // The last nodes to stop may have complained about the first.
-                cluster.tolerate(saturn_chaos_tests::Tolerance::Warnings);
+                let bytes = stop_nodes(&mut cluster).await?;
                 cluster.finish().await?;
                 Ok(bytes)
             }
-            Self::VictoriaMetrics { mut process, folder, .. } => {
-                process.terminate().await?;
-                disk_bytes(&folder.path().join("data"))
+            Self::Peer(peer) => peer.stop().await,
+        }
+    }
+
+    /// Ends it, and says what its data takes on disk: with nothing left in memory or in logs, and after all
+    /// merges, where it can be asked for them.
+    pub async fn weigh(self) -> Result<(u64, Option<u64>)> {
+        match self {
+            Self::Saturn(mut cluster) => {
+                stop_nodes(&mut cluster).await?;
+                let (mut flushed, mut merged) = (0, 0);
+                for node in cluster.nodes() {
+                    let one = weigh_data_dir(&node.data_dir)?;
+                    (flushed, merged) = (flushed + one.0, merged + one.1);
+                }
+                cluster.finish().await?;
+                Ok((flushed, Some(merged)))
             }
+            Self::Peer(peer) => peer.weigh().await,
         }
     }
 }
 
-/// User and system CPU time of a process.
-fn process_cpu_seconds(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).context(path)?;
-    let (user, system) = stat_fields(&stat, 14).context("/proc/<pid>/stat has 52 fields")?;
-    Ok((user + system) / TICKS_PER_SECOND)
-}
-
-/// User and system CPU time of all children of this process that have ended.
-pub(crate) fn ended_children_cpu_seconds() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let (user, system) = stat_fields(&stat, 16).context("/proc/self/stat has 52 fields")?;
-    Ok((user + system) / TICKS_PER_SECOND)
-}
-
-/// The field with this number, counted from 1 as in proc(5), and the next. The second field is a name in
-/// brackets that may hold anything.
-fn stat_fields(stat: &str, number: usize) -> Option<(f64, f64)> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(number - 3);
-    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-}
-
-/// What a folder takes on disk.
-fn disk_bytes(folder: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let entry = entry?;
-            let metadata = entry.metadata()?;
-            bytes += metadata.blocks() * STAT_BLOCK_BYTES;
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            }
-        }
+async fn stop_nodes(cluster: &mut Cluster) -> Result<u64> {
+    for index in 0..cluster.size() {
+        cluster.terminate(index).await?;
     }
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_are_counted_after_the_name() {
-        let stat = "7 (a b) c) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 3 4 20 0";
-        assert_eq!(stat_fields(stat, 14), Some((250.0, 50.0)));
-        assert_eq!(stat_fields(stat, 16), Some((3.0, 4.0)));
-        assert_eq!(stat_fields("7 (x) S", 14), None);
-    }
-
-    #[test]
-    fn disk_space_is_what_files_take() -> Result<()> {
-        let folder = tempfile::tempdir()?;
-        fs::create_dir(folder.path().join("inner"))?;
-        fs::write(folder.path().join("inner/file"), vec![1; 100_000])?;
-        assert!(disk_bytes(folder.path())? >= 100_000);
-        Ok(())
-    }
+    cluster.nodes().iter().map(|node| disk_bytes(&node.data_dir)).sum()
 }

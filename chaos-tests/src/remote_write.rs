@@ -26,26 +26,36 @@ impl Series {
 /// Encodes a `prometheus.WriteRequest`.
 pub fn encode(series: &[Series]) -> Vec<u8> {
     let mut request = Vec::new();
-    let (mut message, mut part) = (Vec::new(), Vec::new());
     for one in series {
-        message.clear();
-        for (name, value) in &one.labels {
-            part.clear();
-            put_bytes(&mut part, 1, name.as_bytes());
-            put_bytes(&mut part, 2, value.as_bytes());
-            put_bytes(&mut message, 1, &part);
-        }
-        for (timestamp, value) in &one.samples {
-            part.clear();
-            part.push(1 << 3 | 1);
-            part.extend_from_slice(&value.to_bits().to_le_bytes());
-            part.push(2 << 3);
-            put_varint(&mut part, timestamp.cast_unsigned());
-            put_bytes(&mut message, 2, &part);
-        }
-        put_bytes(&mut request, 1, &message);
+        put_series(&mut request, &encode_labels(&one.labels), &one.samples);
     }
     request
+}
+
+/// The labels of a series as they are in its message, for [`put_series`].
+pub fn encode_labels(labels: &[(String, String)]) -> Vec<u8> {
+    let (mut encoded, mut part) = (Vec::new(), Vec::new());
+    for (name, value) in labels {
+        part.clear();
+        put_bytes(&mut part, 1, name.as_bytes());
+        put_bytes(&mut part, 2, value.as_bytes());
+        put_bytes(&mut encoded, 1, &part);
+    }
+    encoded
+}
+
+/// Appends a series to a request.
+pub fn put_series(request: &mut Vec<u8>, labels: &[u8], samples: &[(i64, f64)]) {
+    let (mut message, mut part) = (labels.to_vec(), Vec::new());
+    for (timestamp, value) in samples {
+        part.clear();
+        part.push(1 << 3 | 1);
+        part.extend_from_slice(&value.to_bits().to_le_bytes());
+        part.push(2 << 3);
+        put_varint(&mut part, timestamp.cast_unsigned());
+        put_bytes(&mut message, 2, &part);
+    }
+    put_bytes(request, 1, &message);
 }
 
 /// Compresses a request as remote-write wants it: snappy's block format.

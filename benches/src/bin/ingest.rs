@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use saturn_benches::{Load, LoadOptions, Subject, machine, measure, table};
+use saturn_benches::{Load, LoadOptions, PeerKind, Subject, machine, measure, table};
 use saturn_chaos_tests::now_ms;
 
 /// Measures how Saturn takes samples in.
@@ -39,6 +39,7 @@ struct Options {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Peer {
     VictoriaMetrics,
+    Prometheus,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -55,7 +56,8 @@ async fn main() -> Result<()> {
     let mut runs = Vec::new();
     for peer in &options.peer {
         let subject = match peer {
-            Peer::VictoriaMetrics => Subject::victoria_metrics().await?,
+            Peer::VictoriaMetrics => Subject::peer(PeerKind::VictoriaMetrics).await?,
+            Peer::Prometheus => Subject::peer(PeerKind::Prometheus).await?,
         };
         eprintln!("measuring {}", subject.name());
         runs.push(measure(subject, &load, options.senders as usize).await?);

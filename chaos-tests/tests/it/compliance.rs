@@ -45,6 +45,7 @@ async fn answers_equal_prometheus_on_the_compliance_queries() -> Result<()> {
     let options = PrometheusOptions {
         scrape: vec![("demo".to_owned(), targets)],
         remote_write: vec![format!("{}/t/{TENANT}/api/v1/write", cluster.url(0))],
+        ..PrometheusOptions::default()
     };
     let mut prometheus = Prometheus::start(cluster.folder(), &options).await?;
     let truth = prometheus.endpoint();

@@ -33,6 +33,7 @@ async fn answers_equal_prometheus_and_survive_a_killed_node() -> Result<()> {
     let options = PrometheusOptions {
         scrape: vec![("node".to_owned(), vec![exporter.address().to_owned()]), ("saturn".to_owned(), nodes)],
         remote_write: [1, 2].map(|index| format!("{}/t/{TENANT}/api/v1/write", cluster.url(index))).to_vec(),
+        ..PrometheusOptions::default()
     };
     let mut prometheus = Prometheus::start(cluster.folder(), &options).await?;
     let truth = prometheus.endpoint();
