@@ -170,6 +170,7 @@ mod tests {
         let options = PrometheusOptions {
             scrape: vec![("saturn".to_owned(), vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()])],
             remote_write: vec!["http://127.0.0.1:1/t/road/api/v1/write".to_owned()],
+            ..PrometheusOptions::default()
         };
         let text = config_text(&options, "127.0.0.1:9");
         assert!(text.contains(
