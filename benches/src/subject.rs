@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use saturn_chaos_tests::{Cluster, Endpoint, Tolerance, resident_bytes};
+use saturn_chaos_tests::{Cluster, ClusterOptions, Endpoint, Tolerance, resident_bytes};
 
 use crate::engine::weigh_data_dir;
 use crate::peer::{Peer, PeerKind};
@@ -24,7 +24,17 @@ pub enum Subject {
 impl Subject {
     /// Starts `nodes` nodes of Saturn.
     pub async fn saturn(nodes: usize) -> Result<Self> {
-        let mut cluster = Cluster::start(nodes).await?;
+        Self::start(ClusterOptions { nodes, ..ClusterOptions::default() }).await
+    }
+
+    /// Starts one node of Saturn with further flags.
+    pub async fn saturn_with(args: &[&str]) -> Result<Self> {
+        let extra_args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Self::start(ClusterOptions { nodes: 1, extra_args, ..ClusterOptions::default() }).await
+    }
+
+    async fn start(options: ClusterOptions) -> Result<Self> {
+        let mut cluster = Cluster::start_with(options).await?;
         // Under full load a node may complain about its disk.
         cluster.tolerate(Tolerance::Warnings);
         Ok(Self::Saturn(cluster))
