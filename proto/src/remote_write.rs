@@ -16,6 +16,11 @@ const WIRE_FIXED64: u64 = 1;
 const WIRE_BYTES: u64 = 2;
 const WIRE_FIXED32: u64 = 5;
 
+/// Tag of a message or text in field 1.
+const TAG_1_BYTES: u8 = 1 << 3 | 2;
+/// Tag of a message or text in field 2.
+const TAG_2_BYTES: u8 = 2 << 3 | 2;
+
 /// One field of a message.
 enum Field<'a> {
     Varint(u64, u64),
@@ -151,6 +156,11 @@ impl<'a> TimeSeries<'a> {
     pub fn labels_into(&self, labels: &mut Vec<(&'a str, &'a str)>) -> Result<(), WireError> {
         labels.clear();
         let mut fields = Fields::new(self.bytes, self.offset);
+        fields.at = short_labels_end(self.bytes);
+        if !short_labels_into(&self.bytes[..fields.at], labels) {
+            labels.clear();
+            fields.at = 0;
+        }
         while let Some(field) = fields.next()? {
             if let Field::Bytes(1, bytes) = field {
                 labels.push(walk_label(bytes, fields.offset_of(bytes))?);
@@ -163,6 +173,7 @@ impl<'a> TimeSeries<'a> {
     pub fn walk_samples(&self, mut visit: impl FnMut(Sample)) -> Result<SeriesContents, WireError> {
         let mut contents = SeriesContents::default();
         let mut fields = Fields::new(self.bytes, self.offset);
+        fields.at = short_labels_end(self.bytes);
         while let Some(field) = fields.next()? {
             match field {
                 Field::Bytes(2, bytes) => visit(walk_sample(bytes, fields.offset_of(bytes))?),
@@ -176,6 +187,41 @@ impl<'a> TimeSeries<'a> {
         }
         Ok(contents)
     }
+}
+
+/// Where the labels end that a series begins with and whose messages are shorter than 128 bytes: nearly
+/// always, all that it has.
+fn short_labels_end(series: &[u8]) -> usize {
+    let mut end = 0;
+    while let [TAG_1_BYTES, len @ 0..0x80, rest @ ..] = &series[end..]
+        && rest.len() >= usize::from(*len)
+    {
+        end += 2 + usize::from(*len);
+    }
+    end
+}
+
+/// Appends these short labels, if each is a name and a value and nothing else. What surrounds the texts is
+/// ASCII, so one check finds any text that is not UTF-8.
+fn short_labels_into<'a>(bytes: &'a [u8], labels: &mut Vec<(&'a str, &'a str)>) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let mut at = 0;
+    while let [_, len, TAG_1_BYTES, name_len, ..] = &bytes[at..] {
+        let end = at + 2 + usize::from(*len);
+        let name_at = at + 4;
+        let name_end = name_at + usize::from(*name_len);
+        let Some([TAG_2_BYTES, value_len, ..]) = bytes.get(name_end..end) else { return false };
+        let value_at = name_end + 2;
+        if value_at + usize::from(*value_len) != end {
+            return false;
+        }
+        let (Some(name), Some(value)) = (text.get(name_at..name_end), text.get(value_at..end)) else {
+            return false;
+        };
+        labels.push((name, value));
+        at = end;
+    }
+    at == bytes.len()
 }
 
 fn walk_label(bytes: &[u8], offset: usize) -> Result<(&str, &str), WireError> {
@@ -302,7 +348,8 @@ mod tests {
     }
 
     fn any_request() -> impl Strategy<Value = PbRequest> {
-        let label = ("\\PC{0,9}", "\\PC{0,9}").prop_map(|(name, value)| PbLabel { name, value });
+        // Some too long for the way that short labels take.
+        let label = ("\\PC{0,9}", "\\PC{0,9}|\\PC{90,130}").prop_map(|(name, value)| PbLabel { name, value });
         let sample = (any::<i64>(), any::<u64>())
             .prop_map(|(timestamp, bits)| PbSample { value: f64::from_bits(bits), timestamp });
         let series = (proptest::collection::vec(label, 0..5), proptest::collection::vec(sample, 0..5))

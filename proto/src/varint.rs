@@ -10,7 +10,17 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Takes a varint off `bytes` at `at`, and moves `at` behind it. `None` if it is cut or over 64 bits.
+#[inline]
 pub fn take_varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
+    // Tags, most lengths.
+    if let Some(byte @ 0..0x80) = bytes.get(*at) {
+        *at += 1;
+        return Some(u64::from(*byte));
+    }
+    take_long_varint(bytes, at)
+}
+
+fn take_long_varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
         let byte = *bytes.get(*at)?;
