@@ -269,7 +269,13 @@ impl Engine {
     pub fn stats(&self) -> EngineStats {
         let store = &self.inner.store;
         let shards = store.shards.read();
+        let (head_series, head_bytes) = shards.values().fold((0, 0), |(series, bytes), shard| {
+            let head = shard.head.lock();
+            (series + head.samples.series() as u64, bytes + head.samples.bytes() as u64)
+        });
         EngineStats {
+            head_series,
+            head_bytes,
             series: shards.values().map(|shard| shard.index.read().len()).sum(),
             head_samples: store.samples_in_memory(),
             wal_bytes: store.wal.bytes(),

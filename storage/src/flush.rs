@@ -216,33 +216,37 @@ struct Piece {
     /// Position in the list of shards, which is ordered by shard.
     shard: usize,
     series: SeriesKey,
-    /// Position in the shard's runs.
-    run: usize,
-    /// First sample of the run.
-    from: usize,
-    /// One behind the last sample of the run.
-    to: usize,
+    ordinal: u32,
 }
 
 /// Cuts every run at windows.
 fn cut(taken: &[(Arc<Shard>, Taken)]) -> Vec<Piece> {
     let mut pieces = Vec::new();
+    let (mut timestamps, mut values) = (Vec::new(), Vec::new());
     for (position, (shard, taken)) in taken.iter().enumerate() {
         let index = shard.index.read();
-        for (run, (ordinal, samples)) in taken.runs.iter().enumerate() {
-            let series = index.get(*ordinal).expect("a series with samples in memory stays").key();
-            let mut from = 0;
-            while let Some(first) = samples.timestamps.get(from) {
-                let window = Window::of(*first).expect("appends check that times have a window");
-                let rest = &samples.timestamps[from..];
-                let to = from + rest.partition_point(|timestamp| *timestamp < window.end());
-                pieces.push(Piece { window, shard: position, series, run, from, to });
-                from = to;
+        for (ordinal, run) in taken.samples.iter() {
+            let series = index.get(ordinal).expect("a series with samples in memory stays").key();
+            let piece = |window| Piece { window, shard: position, series, ordinal };
+            let (first, last) = run.bounds().expect("a run in memory has samples");
+            let (first, last) = (window_of(first), window_of(last));
+            pieces.push(piece(first));
+            if first == last {
+                continue;
             }
+            timestamps.clear();
+            values.clear();
+            run.read(first.end(), i64::MAX, &mut timestamps, &mut values);
+            let same_window = |a: &i64, b: &i64| window_of(*a) == window_of(*b);
+            pieces.extend(timestamps.chunk_by(same_window).map(|times| piece(window_of(times[0]))));
         }
     }
     pieces.sort_unstable();
     pieces
+}
+
+fn window_of(timestamp: i64) -> Window {
+    Window::of(timestamp).expect("appends check that times have a window")
 }
 
 #[derive(Debug, Default)]
@@ -256,6 +260,7 @@ struct Tables {
 /// Writes one table file per window.
 fn write_tables(store: &Store, taken: &[(Arc<Shard>, Taken)], number: u64) -> Result<Tables, StorageError> {
     let mut tables = Tables::default();
+    let (mut timestamps, mut values) = (Vec::new(), Vec::new());
     for pieces in cut(taken).chunk_by(|a, b| a.window == b.window) {
         let window = pieces[0].window;
         let path = store.temporary_dir().join(format!("{number:08}-{:08x}.sst", window.0));
@@ -265,14 +270,11 @@ fn write_tables(store: &Store, taken: &[(Arc<Shard>, Taken)], number: u64) -> Re
             let key = SegmentKey { window, segment: number, shard: shard.id };
             let mut writer = SegmentWriter::new(&mut table, key);
             for piece in pieces {
-                let (ordinal, run) = &taken.runs[piece.run];
-                let samples = piece.from..piece.to;
-                writer.push(
-                    piece.series,
-                    *ordinal,
-                    &run.timestamps[samples.clone()],
-                    &run.values[samples],
-                )?;
+                let run = taken.samples.run(piece.ordinal).expect("the piece was cut from it");
+                timestamps.clear();
+                values.clear();
+                run.read(window.start(), window.end() - 1, &mut timestamps, &mut values);
+                writer.push(piece.series, piece.ordinal, &timestamps, &values)?;
             }
             tables.segments.extend(writer.finish()?.map(Arc::new));
         }

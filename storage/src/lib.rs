@@ -3,7 +3,8 @@
 //! The way in, and the way out:
 //!
 //! * [`Engine`] (`engine.rs`): the only door. [`Engine::append`] acks what is durable and visible.
-//! * `shard.rs`: series, ordinals and samples in memory of one virtual shard; `run.rs`: one series' samples.
+//! * `shard.rs`: one virtual shard, its series and ordinals; `head.rs`: its samples in memory, `run.rs`: those of
+//!   one series.
 //! * `wal/`: the log with group commit, its format, replay, and what counts as damage.
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `codec/`: columns as bytes.
 //! * `merge.rs`: fewer segments, and none that are too old; `tombstones.rs`: deleting series.
@@ -23,11 +24,7 @@
     clippy::cast_sign_loss
 )]
 
-#[expect(
-    dead_code,
-    unused_imports,
-    reason = "the head does not use its hot codec yet, nor reads their summaries"
-)]
+#[expect(dead_code, unused_imports, reason = "reads do not use the summaries of chunks yet")]
 mod codec;
 #[cfg(test)]
 #[path = "../tests/it/copy.rs"]
@@ -37,6 +34,7 @@ mod disk;
 mod engine;
 mod error;
 mod flush;
+mod head;
 mod index;
 mod keys;
 mod merge;

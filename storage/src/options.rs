@@ -56,6 +56,10 @@ pub struct EngineStats {
     pub series: u64,
     /// Samples in memory, those that are just being flushed included.
     pub head_samples: u64,
+    /// Series that have samples in memory. What is just being flushed is not counted, here and below.
+    pub head_series: u64,
+    /// Bytes of memory of these samples: compressed, with their records and directory.
+    pub head_bytes: u64,
     /// Bytes of the WAL's segment files.
     pub wal_bytes: u64,
     /// Bytes of RocksDB's table files.

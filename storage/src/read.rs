@@ -14,7 +14,6 @@ use saturn_model::{Fingerprint, Labels, Selection, SeriesColumns, ShardId};
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::{Segment, SeriesKey, Tombstone};
-use crate::run::Run;
 use crate::shard::{Head, Shard};
 use crate::tombstones::Mask;
 
@@ -99,16 +98,15 @@ fn take_snapshot(
 
 fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesColumns {
     let mut columns = SeriesColumns::default();
-    let mut add = |run: &Run| {
-        let (timestamps, values) = run.range(start, end);
-        if !timestamps.is_empty() {
-            columns.merge(timestamps, values);
-        }
-    };
-    if let Some(run) = head.flushing_run(ordinal) {
-        add(run);
+    let mut runs = head.runs(ordinal);
+    if let Some(run) = runs.next() {
+        run.read(start, end, &mut columns.timestamps, &mut columns.values);
     }
-    add(&head.runs[ordinal as usize]);
+    for run in runs {
+        let (mut timestamps, mut values) = (Vec::new(), Vec::new());
+        run.read(start, end, &mut timestamps, &mut values);
+        columns.merge(&timestamps, &values);
+    }
     columns
 }
 

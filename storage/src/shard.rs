@@ -18,14 +18,12 @@ use roaring::RoaringBitmap;
 use saturn_model::{Fingerprint, Labels, ShardBatch, ShardId, TenantId};
 
 use crate::error::StorageError;
+use crate::head::HeadSamples;
 use crate::index::{Index, Series};
 use crate::keys::{Segment, SegmentKey, SeriesRow, Tombstone};
 use crate::run::Run;
 use crate::tombstones::visible_ordinals;
 use crate::wal::{AppendRecord, Plan, Wal};
-
-/// Samples taken out of the head for a flush: ordinal and run, ascending by ordinal.
-pub(crate) type TakenRuns = Vec<(u32, Run)>;
 
 /// A virtual shard's data on this node.
 #[derive(Debug)]
@@ -39,16 +37,17 @@ pub(crate) struct Shard {
 #[derive(Debug, Default)]
 pub(crate) struct Head {
     ordinals: HashMap<Fingerprint, SeriesRef, BuildHasherDefault<FingerprintHasher>>,
-    /// By ordinal.
-    pub(crate) runs: Vec<Run>,
+    pub(crate) samples: HeadSamples,
     /// What a flush is writing; still to be read.
-    pub(crate) flushing: Option<Arc<TakenRuns>>,
+    pub(crate) flushing: Option<Arc<HeadSamples>>,
     /// Live flushed segments, ascending by window and flush.
     pub(crate) segments: Arc<Vec<Arc<Segment>>>,
     /// Tombstones that concern any of them.
     pub(crate) tombstones: Arc<Vec<Arc<Tombstone>>>,
     /// Below this ordinal, series have their row in the database (or are gone).
-    persisted: usize,
+    persisted: u32,
+    /// The ordinal of the next series.
+    next_ordinal: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,11 +92,11 @@ pub(crate) struct Appended {
 /// What a flush took out of a shard.
 #[derive(Debug)]
 pub(crate) struct Taken {
-    pub(crate) runs: Arc<TakenRuns>,
+    pub(crate) samples: Arc<HeadSamples>,
     /// Series whose row is not in the database yet.
     pub(crate) new_series: Vec<SeriesRow>,
     /// Ordinals below this have their row once these are written.
-    ordinals: usize,
+    ordinals: u32,
 }
 
 impl Shard {
@@ -126,7 +125,7 @@ impl Shard {
         }
         for (ordinal, range) in &plan.series {
             let (timestamps, values) = (&batch.timestamps[range.clone()], &batch.values[range.clone()]);
-            let new = head.runs[*ordinal as usize].append(timestamps, values);
+            let new = head.samples.append(*ordinal, timestamps, values);
             appended.new_samples += new;
             appended.duplicates += range.len() - new;
         }
@@ -136,13 +135,12 @@ impl Shard {
     /// Applies a record of the log at start. Says in words what does not fit.
     pub(crate) fn replay(&self, record: AppendRecord) -> Result<Appended, String> {
         let mut head = self.head.lock();
-        let known = head.runs.len();
-        let first = record.first_new as usize;
+        let (known, first) = (head.next_ordinal, record.first_new);
         if !record.new_series.is_empty() && first > known {
             return Err(format!("series {first} of shard {} before series {known}", self.id));
         }
         // A flush may have written the rows of series whose records come only now.
-        let repeated = record.new_series.len().min(known - first.min(known));
+        let repeated = record.new_series.len().min((known - first.min(known)) as usize);
         for (ordinal, (fingerprint, _)) in (record.first_new..).zip(&record.new_series[..repeated]) {
             // A series that is gone had its samples flushed, and dropped then.
             if self.index.read().get(ordinal).is_some_and(|known| known.fingerprint != *fingerprint) {
@@ -156,12 +154,13 @@ impl Shard {
         for (ordinal, count) in record.series {
             let (timestamps, values) = (&record.timestamps[at..at + count], &record.values[at..at + count]);
             at += count;
-            let run = head.runs.get_mut(ordinal as usize);
-            let run = run.ok_or_else(|| format!("unknown series {ordinal} of shard {}", self.id))?;
+            if ordinal >= head.next_ordinal {
+                return Err(format!("unknown series {ordinal} of shard {}", self.id));
+            }
             if self.index.read().get(ordinal).is_none() {
                 continue;
             }
-            appended.new_samples += run.append(timestamps, values);
+            appended.new_samples += head.samples.append(ordinal, timestamps, values);
         }
         Ok(appended)
     }
@@ -170,11 +169,11 @@ impl Shard {
     pub(crate) fn restore_series(&self, row: SeriesRow, gaps: u32) -> Result<(), String> {
         let mut head = self.head.lock();
         self.skip_to(&mut head, row.ordinal.min(gaps));
-        if row.ordinal as usize != head.runs.len() {
-            return Err(format!("series {} of shard {} is missing", head.runs.len(), self.id));
+        if row.ordinal != head.next_ordinal {
+            return Err(format!("series {} of shard {} is missing", head.next_ordinal, self.id));
         }
         self.add_series(&mut head, &row.tenant, [(row.fingerprint, row.labels)]);
-        head.persisted = head.runs.len();
+        head.persisted = head.next_ordinal;
         Ok(())
     }
 
@@ -182,13 +181,13 @@ impl Shard {
     pub(crate) fn restore_ordinals(&self, ordinals: u32) {
         let mut head = self.head.lock();
         self.skip_to(&mut head, ordinals);
-        head.persisted = head.runs.len();
+        head.persisted = head.next_ordinal;
     }
 
     fn skip_to(&self, head: &mut Head, ordinals: u32) {
         let mut index = self.index.write();
-        while head.runs.len() < ordinals as usize {
-            head.runs.push(Run::default());
+        while head.next_ordinal < ordinals {
+            head.next_ordinal += 1;
             index.skip();
         }
     }
@@ -217,32 +216,24 @@ impl Shard {
         tenant: &TenantId,
         series: impl IntoIterator<Item = (Fingerprint, Labels)>,
     ) -> usize {
-        let before = head.runs.len();
+        let before = head.next_ordinal;
         let mut index = self.index.write();
         let tenant = index.tenant_position(tenant);
         for (fingerprint, labels) in series {
-            let ordinal = u32::try_from(head.runs.len()).expect("ordinals were checked when they were given");
+            let ordinal = head.next_ordinal;
+            head.next_ordinal = ordinal.checked_add(1).expect("ordinals were checked when they were given");
             head.ordinals.insert(fingerprint, SeriesRef { ordinal, tenant });
-            head.runs.push(Run::default());
             index.add(Series { tenant, fingerprint, labels });
         }
-        head.runs.len() - before
+        (head.next_ordinal - before) as usize
     }
 
     /// Moves the head aside for a flush. `None` if there is nothing to flush.
     pub(crate) fn begin_flush(&self) -> Option<Taken> {
         let mut head = self.head.lock();
-        let mut runs = TakenRuns::new();
-        for (run, ordinal) in head.runs.iter_mut().zip(0..) {
-            if !run.is_empty() {
-                runs.push((ordinal, std::mem::take(run)));
-            }
-        }
         let index = self.index.read();
-        let new_series: Vec<SeriesRow> = (0..)
-            .zip(&head.runs)
-            .skip(head.persisted)
-            .filter_map(|(ordinal, _)| Some((ordinal, index.get(ordinal)?)))
+        let new_series: Vec<SeriesRow> = (head.persisted..head.next_ordinal)
+            .filter_map(|ordinal| Some((ordinal, index.get(ordinal)?)))
             .map(|(ordinal, series)| SeriesRow {
                 shard: self.id,
                 ordinal,
@@ -251,12 +242,13 @@ impl Shard {
                 labels: series.labels.clone(),
             })
             .collect();
-        if runs.is_empty() && new_series.is_empty() {
+        if head.samples.is_empty() && new_series.is_empty() {
             return None;
         }
-        let runs = Arc::new(runs);
-        head.flushing = Some(Arc::clone(&runs));
-        Some(Taken { runs, new_series, ordinals: head.runs.len() })
+        let next = HeadSamples::as_large_as(&head.samples);
+        let samples = Arc::new(std::mem::replace(&mut head.samples, next));
+        head.flushing = Some(Arc::clone(&samples));
+        Some(Taken { samples, new_series, ordinals: head.next_ordinal })
     }
 
     /// The flush is durable: its segments replace what was set aside, in one step for readers.
@@ -273,14 +265,9 @@ impl Shard {
     pub(crate) fn abort_flush(&self, taken: &Taken) -> usize {
         let mut head = self.head.lock();
         head.flushing = None;
-        let mut repeated = 0;
-        for (ordinal, run) in taken.runs.iter() {
-            let current = &mut head.runs[*ordinal as usize];
-            let before = current.len() + run.len();
-            current.merge(run);
-            repeated += before - current.len();
-        }
-        repeated
+        let before = head.samples.len() + taken.samples.len();
+        head.samples.merge(&taken.samples);
+        before - head.samples.len()
     }
 
     /// What is live on disk.
@@ -317,15 +304,14 @@ impl Shard {
         let mut head = self.head.lock();
         assert!(head.flushing.is_none(), "no flush runs now");
         let mut index = self.index.write();
-        let persisted = u32::try_from(head.persisted).expect("ordinals were checked when they were given");
+        let persisted = head.persisted;
         let mut gone = index.known();
         gone.remove_range(persisted..);
         for segment in head.segments.iter() {
             gone -= &segment.ordinals;
         }
-        let gone: Vec<u32> = gone.iter().filter(|o| head.runs[*o as usize].is_empty()).collect();
+        let gone: Vec<u32> = gone.iter().filter(|o| head.samples.run(*o).is_none()).collect();
         for ordinal in &gone {
-            head.runs[*ordinal as usize] = Run::default();
             let series = index.remove(*ordinal).expect("it is known");
             // After a crash in the middle of this, a younger series may have the same name.
             if head.ordinals.get(&series.fingerprint).is_some_and(|known| known.ordinal == *ordinal) {
@@ -338,7 +324,7 @@ impl Shard {
     /// Whether series or samples wait for a flush.
     pub(crate) fn needs_flush(&self) -> bool {
         let head = self.head.lock();
-        head.persisted < head.runs.len() || head.runs.iter().any(|run| !run.is_empty())
+        head.persisted < head.next_ordinal || !head.samples.is_empty()
     }
 }
 
@@ -350,7 +336,7 @@ impl Head {
         tenant: Option<u32>,
         unknown: &mut Vec<u32>,
     ) -> Result<Plan<'a>, StorageError> {
-        let first_new = u32::try_from(self.runs.len()).map_err(|_| too_many_series(batch))?;
+        let first_new = self.next_ordinal;
         let mut plan = Plan {
             shard: batch.shard,
             tenant: &batch.tenant,
@@ -398,8 +384,7 @@ impl Head {
         Ok(plan)
     }
 
-    /// Adds to `present` the series of `wanted` that have a sample from `start` to `end` in memory, or may
-    /// have one in a segment.
+    /// The series of `wanted` that may have a sample from `start` to `end`, in memory or in a segment.
     pub(crate) fn present(&self, wanted: &RoaringBitmap, start: i64, end: i64) -> RoaringBitmap {
         let mut present = RoaringBitmap::new();
         for segment in self.segments.iter().filter(|s| s.touches(start, end)) {
@@ -407,19 +392,17 @@ impl Head {
         }
         let missing = wanted - &present;
         for ordinal in missing {
-            let in_head = self.runs[ordinal as usize].touches(start, end);
-            if in_head || self.flushing_run(ordinal).is_some_and(|run| run.touches(start, end)) {
+            if self.runs(ordinal).any(|run| run.touches(start, end)) {
                 present.insert(ordinal);
             }
         }
         present
     }
 
-    /// What a flush holds of a series.
-    pub(crate) fn flushing_run(&self, ordinal: u32) -> Option<&Run> {
-        let flushing = self.flushing.as_deref()?;
-        let at = flushing.binary_search_by_key(&ordinal, |(ordinal, _)| *ordinal).ok()?;
-        Some(&flushing[at].1)
+    /// What memory holds of a series: what a flush is writing, and what came since.
+    pub(crate) fn runs(&self, ordinal: u32) -> impl Iterator<Item = &Run> {
+        let flushing = self.flushing.as_ref().and_then(|samples| samples.run(ordinal));
+        flushing.into_iter().chain(self.samples.run(ordinal))
     }
 }
 

@@ -154,7 +154,7 @@ impl HotRun {
         usize::from(self.count)
     }
 
-    /// Whether there are no samples.
+    /// Whether there is no sample.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -172,6 +172,16 @@ impl HotRun {
     /// The last sample.
     pub(crate) fn last(&self) -> Option<(i64, f64)> {
         (self.count > 0).then(|| (self.last_timestamp(), f64::from_bits(self.bits)))
+    }
+
+    /// Times of the first and the last sample.
+    pub(crate) fn bounds(&self) -> Option<(i64, i64)> {
+        if self.count == 0 {
+            return None;
+        }
+        let mut first = self.slot.last_chunk().copied().unwrap_or_default();
+        first.reverse();
+        Some((i64::from_le_bytes(first), self.last_timestamp()))
     }
 
     fn last_timestamp(&self) -> i64 {
@@ -562,10 +572,13 @@ mod tests {
                 prop_assert_eq!(run.last().map(|(t, v)| (t, v.to_bits())), Some((*timestamp, value.to_bits())));
                 prop_assert!(run.bytes_used() <= run.bytes() && run.bytes() <= HOT_BYTES_MAX);
             }
+            prop_assert_eq!(HotRun::default().bounds(), None);
             let (mut t, mut v) = (Vec::new(), Vec::new());
             for run in &runs {
+                let from = t.len();
                 run.decode_into(&mut t, &mut v);
                 prop_assert_eq!(t.len(), v.len());
+                prop_assert_eq!(run.bounds(), t.get(from).copied().zip(t.last().copied()));
             }
             prop_assert_eq!(t, timestamps);
             let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();

@@ -32,7 +32,7 @@ mod timestamps;
 mod values;
 mod xor;
 
-pub(crate) use hot::{HOT_BYTES_MAX, HOT_SAMPLES_MAX, HotRun};
+pub(crate) use hot::HotRun;
 pub(crate) use timestamps::{TimestampSummary, decode_timestamps, encode_timestamps, summarize_timestamps};
 pub(crate) use values::{
     ValueFlags, ValueSummary, decode_value_range, decode_values, encode_values, summarize_values,
