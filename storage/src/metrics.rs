@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) wal_written_bytes: Counter,
     pub(crate) wal_group_bytes: Histogram,
     pub(crate) wal_failed: Gauge,
+    pub(crate) wal_abandoned_segments: Counter,
     pub(crate) flush_duration: Histogram,
     pub(crate) flushed_samples: Counter,
     pub(crate) flushed_bytes: Counter,
@@ -42,6 +43,7 @@ impl Metrics {
             wal_written_bytes: Counter::default(),
             wal_group_bytes: Histogram::new(exponential_buckets(256.0, 4.0, 8)),
             wal_failed: Gauge::default(),
+            wal_abandoned_segments: Counter::default(),
             flush_duration: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
             flushed_samples: Counter::default(),
             flushed_bytes: Counter::default(),
@@ -65,6 +67,11 @@ impl Metrics {
         counter("appended_samples", "Samples stored, duplicates not counted", &self.appended_samples);
         counter("duplicate_samples", "Samples whose time was already there", &self.duplicate_samples);
         counter("unknown_series", "Series sent back for their labels", &self.unknown_series);
+        counter(
+            "wal_abandoned_segments",
+            "WAL files that were left after an error of write or fdatasync",
+            &self.wal_abandoned_segments,
+        );
         counter("wal_written_bytes", "Bytes written to the WAL", &self.wal_written_bytes);
         counter("flushed_samples", "Samples moved from the head to RocksDB", &self.flushed_samples);
         counter("flushed_bytes", "Bytes of table files written by flushes", &self.flushed_bytes);

@@ -4,15 +4,16 @@
 //! Appenders hand over framed records; the thread takes all that wait, writes them with one write, calls
 //! fdatasync once, and completes everybody who waited. The next group forms meanwhile.
 //!
-//! Segment file: a header of 32 bytes, then records.
+//! Segment file: a header of 40 bytes, then records.
 //!
 //! | header field | bytes | content |
 //! |---|---|---|
 //! | magic | 8 | `SATRNWAL` |
-//! | version | 4 | 1 |
+//! | version | 4 | 2 |
 //! | number | 8 | as in the file's name |
 //! | salt | 8 | random; the marks of this file repeat it |
-//! | checksum | 4 | CRC-32C of the 28 bytes before |
+//! | previous end | 8 | every byte before it of the segment before is durable, and what follows there is void |
+//! | checksum | 4 | CRC-32C of the 36 bytes before |
 //!
 //! | record field | bytes | content |
 //! |---|---|---|
@@ -24,8 +25,7 @@
 //! in the file. The thread writes a group only after fdatasync of the group before returned, so a mark at
 //! offset `p` proves that every byte below `p` was durable. Hence, when a record does not check:
 //!
-//! * in a segment that is not the last: corruption (a segment is created only after the one before is
-//!   durable);
+//! * in a segment that is not the last, before the end that the next one states: corruption;
 //! * in the last one, with a valid mark behind it: corruption;
 //! * in the last one, with no valid mark behind it: the torn tail of a power cut. Nothing in the
 //!   last group was acknowledged unless its fdatasync returned; the tail is cut off.
@@ -34,8 +34,12 @@
 //! acknowledged; beyond what the durable position (`position.rs`) proves, that is. To keep that gap short, a log that is idle for a second, and one that is closed, gets a
 //! closing mark of its own.
 //!
-//! Starting always begins a new segment, so a file is never appended to by two processes, and after an
-//! error of write or fdatasync no file is ever written again.
+//! Starting always begins a new segment, so a file is never appended to by two processes.
+//!
+//! **After an error** of write or fdatasync, the file is never written or synced again: the kernel may have
+//! dropped what it could not write, and a second fdatasync would not tell. The group goes to a new segment,
+//! whose header says where the old one ends, and is acknowledged from there. If that fails too, nothing is
+//! acknowledged any more.
 
 mod position;
 mod record;
@@ -56,10 +60,10 @@ pub(crate) use writer::{Wal, WalOptions};
 use crate::wire::Reader;
 
 const MAGIC: &[u8; 8] = b"SATRNWAL";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Number of the first segment of a data directory.
 pub(crate) const FIRST_SEGMENT: u64 = 1;
-pub(crate) const HEADER_BYTES: usize = 32;
+pub(crate) const HEADER_BYTES: usize = 40;
 
 fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:08}.wal"))
@@ -82,29 +86,41 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn encode_header(number: u64, salt: u64) -> Vec<u8> {
-    let mut header = MAGIC.to_vec();
-    header.extend_from_slice(&VERSION.to_le_bytes());
-    header.extend_from_slice(&number.to_le_bytes());
-    header.extend_from_slice(&salt.to_le_bytes());
-    let checksum = crc32c::crc32c(&header);
-    header.extend_from_slice(&checksum.to_le_bytes());
-    header
+/// What the head of a segment file says.
+#[derive(Clone, Copy, Debug)]
+struct Header {
+    number: u64,
+    salt: u64,
+    previous_end: u64,
 }
 
-/// The salt of a valid header of segment `number`.
-fn decode_header(bytes: &[u8], number: u64) -> Option<u64> {
-    let mut reader = Reader::new(bytes.get(..HEADER_BYTES)?);
-    let checked = &bytes[..HEADER_BYTES - 4];
-    let valid = reader.array()? == *MAGIC && reader.u32()? == VERSION && reader.u64()? == number;
-    let salt = reader.u64()?;
-    (valid && reader.u32()? == crc32c::crc32c(checked)).then_some(salt)
+impl Header {
+    fn encode(self) -> Vec<u8> {
+        let mut header = MAGIC.to_vec();
+        header.extend_from_slice(&VERSION.to_le_bytes());
+        header.extend_from_slice(&self.number.to_le_bytes());
+        header.extend_from_slice(&self.salt.to_le_bytes());
+        header.extend_from_slice(&self.previous_end.to_le_bytes());
+        let checksum = crc32c::crc32c(&header);
+        header.extend_from_slice(&checksum.to_le_bytes());
+        header
+    }
+
+    /// The valid header of segment `number`.
+    fn decode(bytes: &[u8], number: u64) -> Option<Self> {
+        let mut reader = Reader::new(bytes.get(..HEADER_BYTES)?);
+        let checked = &bytes[..HEADER_BYTES - 4];
+        let valid = reader.array()? == *MAGIC && reader.u32()? == VERSION && reader.u64()? == number;
+        let (salt, previous_end) = (reader.u64()?, reader.u64()?);
+        let valid = valid && reader.u32()? == crc32c::crc32c(checked);
+        valid.then_some(Self { number, salt, previous_end })
+    }
 }
 
-/// Creates segment `number`, durable with its name before this returns.
-fn create_segment(dir: &Path, number: u64, salt: u64) -> io::Result<File> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(segment_path(dir, number))?;
-    file.write_all(&encode_header(number, salt))?;
+/// Creates a segment, durable with its name before this returns.
+fn create_segment(dir: &Path, header: Header) -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(segment_path(dir, header.number))?;
+    file.write_all(&header.encode())?;
     file.sync_all()?;
     sync_dir(dir)?;
     Ok(file)

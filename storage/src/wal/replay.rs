@@ -4,11 +4,12 @@
 //! power cut during it changes nothing.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
+use std::io::Read as _;
 use std::path::Path;
 
 use super::record::{AppendRecord, FRAME_BYTES, MARK_BYTES, Record, decode, encode_mark};
-use super::{FIRST_SEGMENT, HEADER_BYTES, decode_header, list_segments, segment_path, sync_dir};
+use super::{FIRST_SEGMENT, HEADER_BYTES, Header, list_segments, segment_path, sync_dir};
 use crate::error::StorageError;
 
 /// What the log held.
@@ -47,7 +48,10 @@ pub(crate) fn replay(
         if *number != expected {
             return Err(corrupt(&segment_path(dir, expected), 0, "the WAL segment is missing"));
         }
-        let place = if Some(number) == numbers.last() { Place::Last } else { Place::Inner };
+        let place = match numbers.last() {
+            Some(last) if last > number => Place::Inner { end: read_previous_end(dir, number + 1)? },
+            _ => Place::Last,
+        };
         let required = replay_from == Some(*number);
         replay_segment(dir, *number, place, required, &mut replayed, &mut apply)?;
     }
@@ -59,8 +63,21 @@ pub(crate) fn replay(
 
 #[derive(Clone, Copy, PartialEq)]
 enum Place {
-    Inner,
+    /// `end`: where it ends, if the next segment came to say so before the power went.
+    Inner {
+        end: Option<usize>,
+    },
     Last,
+}
+
+/// What segment `number` says of the one before it.
+fn read_previous_end(dir: &Path, number: u64) -> Result<Option<usize>, StorageError> {
+    let path = segment_path(dir, number);
+    let mut bytes = Vec::with_capacity(HEADER_BYTES);
+    let read = File::open(&path).and_then(|file| file.take(HEADER_BYTES as u64).read_to_end(&mut bytes));
+    read.map_err(|e| StorageError::io("read", &path, e))?;
+    let header = Header::decode(&bytes, number);
+    Ok(header.map(|header| usize::try_from(header.previous_end).unwrap_or(usize::MAX)))
 }
 
 fn corrupt(path: &Path, offset: usize, reason: impl Into<String>) -> StorageError {
@@ -77,9 +94,9 @@ fn replay_segment(
     apply: &mut impl FnMut(AppendRecord) -> Result<(), String>,
 ) -> Result<(), StorageError> {
     let path = segment_path(dir, number);
-    let bytes = fs::read(&path).map_err(|e| StorageError::io("read", &path, e))?;
-    let Some(salt) = decode_header(&bytes, number) else {
-        if place == Place::Inner || required || bytes.len() > HEADER_BYTES {
+    let mut bytes = fs::read(&path).map_err(|e| StorageError::io("read", &path, e))?;
+    let Some(Header { salt, .. }) = Header::decode(&bytes, number) else {
+        if place != Place::Last || required || bytes.len() > HEADER_BYTES {
             return Err(corrupt(&path, 0, "the header of the WAL segment is damaged"));
         }
         // The power went while the file was created: nothing was ever written to it.
@@ -88,6 +105,14 @@ fn replay_segment(
         replayed.torn_bytes += bytes.len() as u64;
         return Ok(());
     };
+    if let Place::Inner { end: Some(end) } = place {
+        if bytes.len() < end {
+            let reason = format!("the segment is cut: the next one says that {end} bytes were durable");
+            return Err(corrupt(&path, bytes.len(), reason));
+        }
+        // What follows was not written without an error, and is in the next segment if it was acknowledged.
+        bytes.truncate(end);
+    }
     let mut at = HEADER_BYTES;
     while at < bytes.len() {
         let record = decode(&bytes[at..]);
@@ -117,7 +142,7 @@ fn replay_segment(
 
 /// An error if the bad record at `at` is known to have been durable.
 fn refuse_damage(path: &Path, bytes: &[u8], at: usize, salt: u64, place: Place) -> Result<(), StorageError> {
-    if place == Place::Inner {
+    if place != Place::Last {
         return Err(corrupt(path, at, "a WAL record is damaged in a segment that is not the last"));
     }
     match find_mark(bytes, at, salt) {

@@ -218,7 +218,36 @@ async fn a_header_torn_by_a_power_cut_is_dropped() {
 }
 
 #[tokio::test]
-async fn nothing_is_acknowledged_after_an_fsync_error() {
+async fn after_an_fsync_error_the_log_goes_on_in_a_new_segment() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (wal, _) = open(options(dir.path())).expect("opened");
+    append(&wal, 0).await.expect("appended");
+    let durable = fs::metadata(segment_path(dir.path(), 1)).expect("there").len();
+    wal.fail_next_syncs(1);
+    append(&wal, 1).await.expect("appended in a new segment");
+    append(&wal, 2).await.expect("appended");
+    wal.close().expect("closed");
+    assert_eq!(numbers(&read(dir.path()).expect("read")), [0, 1, 2], "each once");
+
+    // What the kernel made of the failed write does not count.
+    let first = segment_path(dir.path(), 1);
+    let whole = fs::read(&first).expect("read");
+    let durable = usize::try_from(durable).expect("small");
+    assert!(whole.len() > durable, "the write itself went through");
+    for end in [durable, durable + 1, whole.len() - 1] {
+        fs::write(&first, &whole[..end]).expect("written");
+        assert_eq!(numbers(&read(dir.path()).expect("void")), [0, 1, 2], "{end} bytes");
+    }
+    fs::write(&first, &whole[..durable - 1]).expect("written");
+    let error = read(dir.path()).expect_err("acknowledged bytes are gone");
+    assert!(
+        matches!(&error, StorageError::Corrupt { offset, .. } if *offset == durable as u64 - 1),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_after_a_second_error() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let mut records = Vec::new();
     let metrics = metrics();
@@ -229,7 +258,8 @@ async fn nothing_is_acknowledged_after_an_fsync_error() {
     let wal =
         Wal::start(options(dir.path()), replayed.expect("empty"), Arc::clone(&metrics)).expect("started");
     append(&wal, 0).await.expect("appended");
-    wal.fail_next_sync();
+    // Of the segment, and of the one that takes its place.
+    wal.fail_next_syncs(2);
     assert!(matches!(append(&wal, 1).await, Err(StorageError::Failed { .. })));
     assert_eq!(metrics.wal_failed.get(), 1);
     let size = fs::metadata(segment_path(dir.path(), 1)).expect("there").len();

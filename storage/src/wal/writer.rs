@@ -1,8 +1,8 @@
 //! Group commit: many appenders, one thread that writes and syncs.
 //!
 //! Invariants: records reach the file in the order of [`Wal::enqueue`]; who waits is completed only after
-//! fdatasync of everything enqueued before; after the first error nothing is written, synced or completed
-//! any more. Waiting bytes are bounded by a semaphore that appenders take from before they lock anything.
+//! fdatasync of everything enqueued before; after an error the group goes to a new segment, and if that fails
+//! too, nothing is written, synced or completed any more. Waiting bytes are bounded by a semaphore that appenders take from before they lock anything.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::position::PositionFile;
 use super::record::encode_mark;
-use super::{HEADER_BYTES, Replayed, create_segment, segment_path, sync_dir};
+use super::{HEADER_BYTES, Header, Replayed, create_segment, segment_path, sync_dir};
 use crate::error::StorageError;
 use crate::metrics::Metrics;
 
@@ -56,8 +56,9 @@ struct Shared {
     /// Bytes of each segment file, by number.
     sizes: Mutex<BTreeMap<u64, u64>>,
     metrics: Arc<Metrics>,
+    /// How many of the next syncs fail.
     #[cfg(test)]
-    fail_sync: std::sync::atomic::AtomicBool,
+    failing_syncs: std::sync::atomic::AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -95,13 +96,13 @@ impl Wal {
             queue: Mutex::new(Queue { items: VecDeque::new(), state: State::Open }),
             wakeup: Condvar::new(),
             room: Arc::new(Semaphore::new(room)),
-            sizes: Mutex::new(replayed.sizes),
+            sizes: Mutex::new(replayed.sizes.clone()),
             metrics,
             options: options.clone(),
             #[cfg(test)]
-            fail_sync: std::sync::atomic::AtomicBool::new(false),
+            failing_syncs: std::sync::atomic::AtomicUsize::new(0),
         });
-        let writer = Writer::new(Arc::clone(&shared), replayed.next_number).map_err(starting)?;
+        let writer = Writer::new(Arc::clone(&shared), &replayed).map_err(starting)?;
         let thread = std::thread::Builder::new()
             .name("saturn-wal".into())
             .spawn(move || writer.run_guarded())
@@ -186,8 +187,8 @@ impl Wal {
     }
 
     #[cfg(test)]
-    pub(crate) fn fail_next_sync(&self) {
-        self.shared.fail_sync.store(true, std::sync::atomic::Ordering::SeqCst);
+    pub(crate) fn fail_next_syncs(&self, count: usize) {
+        self.shared.failing_syncs.store(count, std::sync::atomic::Ordering::SeqCst);
     }
 
     fn push(&self, item: Item) -> Result<(), StorageError> {
@@ -239,6 +240,12 @@ impl Shared {
         self.metrics.wal_failed.set(1);
         self.room.close();
         self.wakeup.notify_one();
+    }
+
+    #[cfg(test)]
+    fn takes_injected_error(&self) -> bool {
+        use std::sync::atomic::Ordering::SeqCst;
+        self.failing_syncs.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
     }
 
     /// What is written and synced together; waits for it.
@@ -333,9 +340,11 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(shared: Arc<Shared>, number: u64) -> io::Result<Self> {
+    fn new(shared: Arc<Shared>, replayed: &Replayed) -> io::Result<Self> {
+        let number = replayed.next_number;
         let salt = RandomState::new().hash_one(number);
-        let file = create_segment(&shared.options.dir, number, salt)?;
+        let previous_end = replayed.sizes.get(&(number - 1)).copied().unwrap_or(0);
+        let file = create_segment(&shared.options.dir, Header { number, salt, previous_end })?;
         let offset = HEADER_BYTES as u64;
         shared.sizes.lock().insert(number, offset);
         let position = PositionFile::open(&shared.options.position)?;
@@ -390,15 +399,28 @@ impl Writer {
         if self.offset >= self.shared.options.segment_bytes {
             self.next_segment()?;
         }
-        self.write(records)?;
+        if let Err(error) = self.write(records) {
+            self.abandon_segment(&error)?;
+            self.write(records)?;
+        }
         self.idle = Idle::Unmarked;
         Ok(())
+    }
+
+    /// Goes on in a new segment: the current file must not be trusted with anything more.
+    fn abandon_segment(&mut self, error: &io::Error) -> io::Result<()> {
+        let file = segment_path(&self.shared.options.dir, self.number);
+        tracing::error!(file = %file.display(), %error, "writing the log failed; going on in a new file");
+        self.shared.metrics.wal_abandoned_segments.inc();
+        self.next_segment()
     }
 
     fn write_closing_mark(&mut self) -> io::Result<()> {
         if self.idle == Idle::Unmarked {
             self.noted = None;
-            self.write(&[])?;
+            if let Err(error) = self.write(&[]) {
+                self.abandon_segment(&error)?;
+            }
             self.idle = Idle::Marked;
         }
         Ok(())
@@ -447,18 +469,19 @@ impl Writer {
 
     fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
-        if self.shared.fail_sync.swap(false, std::sync::atomic::Ordering::SeqCst) {
+        if self.shared.takes_injected_error() {
             return Err(io::Error::other("injected fdatasync error"));
         }
         self.file.sync_data()
     }
 
-    /// Everything in the current segment is durable here: [`Writer::write`] syncs before it returns.
+    /// Everything before the current offset is durable here: [`Writer::write`] syncs before it moves it.
     fn next_segment(&mut self) -> io::Result<()> {
-        let salt = RandomState::new().hash_one(self.number + 1);
-        self.file = create_segment(&self.shared.options.dir, self.number + 1, salt)?;
-        self.number += 1;
-        self.salt = salt;
+        let number = self.number + 1;
+        let salt = RandomState::new().hash_one(number);
+        let header = Header { number, salt, previous_end: self.offset };
+        self.file = create_segment(&self.shared.options.dir, header)?;
+        (self.number, self.salt) = (number, salt);
         self.offset = HEADER_BYTES as u64;
         self.idle = Idle::Marked;
         self.shared.sizes.lock().insert(self.number, self.offset);

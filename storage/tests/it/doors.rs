@@ -288,9 +288,9 @@ fn a_log_that_lost_its_end_is_noticed() {
     let segment = dir.path().join("wal/00000001.wal");
     let len = fs::metadata(&segment).expect("it is there").len();
     // Cut at the end of the header: without the position, this is a log that nothing was ever written to.
-    fs::OpenOptions::new().write(true).open(&segment).and_then(|f| f.set_len(32)).expect("cut");
+    fs::OpenOptions::new().write(true).open(&segment).and_then(|f| f.set_len(40)).expect("cut");
     let error = try_open(dir.path()).expect_err("acknowledged samples are lost");
     let text = error.to_string();
-    assert!(matches!(error, StorageError::Corrupt { offset: 32, .. }), "{text}");
+    assert!(matches!(error, StorageError::Corrupt { offset: 40, .. }), "{text}");
     assert!(text.contains("00000001.wal") && text.contains(&len.to_string()), "{text}");
 }
