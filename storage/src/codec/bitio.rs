@@ -141,6 +141,20 @@ impl<'a> BitReader<'a> {
         }
     }
 
+    /// A number in Rice's code: a quotient of at most `max` in unary, and `rest` (less than 32) bits.
+    #[inline]
+    pub(super) fn get_rice(&mut self, rest: u32, max: usize) -> Option<usize> {
+        let word = self.peek();
+        let ones = word.trailing_ones();
+        if ones + 1 + rest > 57 {
+            let quotient = self.get_unary(max)?;
+            return Some((quotient << rest).checked_add(usize::try_from(self.get(rest)?).ok()?)?);
+        }
+        self.skip(ones + 1 + rest)?;
+        let low = word >> (ones + 1) & low_mask(rest);
+        (ones as usize <= max).then_some(((ones as usize) << rest) + usize::try_from(low).ok()?)
+    }
+
     /// How many bytes were begun.
     pub(super) fn bytes_used(&self) -> usize {
         bytes_of_bits(self.at)

@@ -11,6 +11,7 @@
 //! numbers lie one after the other (not transposed), so a short block costs no more than its bits.
 
 use super::bitio::{BitWriter, bit_length, bytes_of_bits, low_mask, word_at};
+use super::simd;
 use crate::wire::{Reader, put_varint};
 
 /// Numbers of a full block.
@@ -81,12 +82,12 @@ pub(super) fn best_width(counts: &Histogram) -> (u32, u64) {
 /// Appends all `numbers` as blocks.
 pub(super) fn encode(numbers: &[u64], out: &mut Vec<u8>) {
     for block in numbers.chunks(BLOCK) {
-        encode_block(block, out);
+        encode_block(block, best_width(&histogram(block)).0, out);
     }
 }
 
-fn encode_block(block: &[u64], out: &mut Vec<u8>) {
-    let (width, _) = best_width(&histogram(block));
+/// Appends at most [`BLOCK`] numbers with the [`best_width`] `width`.
+pub(super) fn encode_block(block: &[u64], width: u32, out: &mut Vec<u8>) {
     let mask = low_mask(width);
     let patches = block.iter().filter(|number| **number > mask).count();
     let width_byte = u8::try_from(width).expect("at most 64");
@@ -132,9 +133,18 @@ pub(super) fn decode_block(reader: &mut Reader<'_>, numbers: &mut [u64]) -> Opti
 
 /// Spreads `width` bits each to `numbers`. `window` has at least the packed bytes.
 fn unpack(window: &[u8], width: u32, numbers: &mut [u64]) {
+    let step = width as usize;
+    let done = match simd::unpack(window, step, numbers) {
+        0 => GROUPS.get(step).map_or(0, |groups| groups(window, numbers)),
+        done => done,
+    };
+    unpack_from(done, window, width, numbers);
+}
+
+/// [`unpack`] from the number `done` on, one by one.
+fn unpack_from(done: usize, window: &[u8], width: u32, numbers: &mut [u64]) {
     let mask = low_mask(width);
     let step = width as usize;
-    let done = GROUPS.get(step).map_or(0, |groups| groups(window, numbers));
     let mut bit = done * step;
     for number in &mut numbers[done..] {
         let low = word_at(window, bit >> 3) >> (bit & 7);
@@ -254,6 +264,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_way_to_unpack_gives_the_same(
+            bytes in proptest::collection::vec(any::<u8>(), 0..600), width in 0..=64_u32, count in 0..=BLOCK,
+        ) {
+            let step = width as usize;
+            let count = if step == 0 { count } else { count.min(bytes.len() * 8 / step) };
+            let mut want = vec![0; count];
+            unpack_from(0, &bytes, width, &mut want);
+            let mut got = vec![7; count];
+            let groups = GROUPS.get(step).map_or(0, |groups| groups(&bytes, &mut got));
+            prop_assert_eq!(&got[..groups], &want[..groups]);
+            let mut got = vec![7; count];
+            let vectors = simd::unpack(&bytes, step, &mut got);
+            prop_assert_eq!(&got[..vectors], &want[..vectors]);
+        }
+
         #[test]
         fn blocks_survive(block in numbers()) {
             let mut out = Vec::new();

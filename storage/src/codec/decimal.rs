@@ -8,6 +8,7 @@
 //! same on every machine. 10^e is exact up to 22; 10^-e is the literal's nearest number.
 
 use super::bitio::{bit_length, zigzag};
+use super::simd::Finish;
 
 /// The largest exponent tried.
 pub(super) const EXPONENT_MAX: u8 = 15;
@@ -21,9 +22,9 @@ const EXACT_LIMIT: f64 = 9_007_199_254_740_992.0;
 /// 2^63.
 const WHOLE_LIMIT: f64 = 9_223_372_036_854_775_808.0;
 /// So many values, evenly spaced, choose an exponent.
-const SAMPLE: usize = 32;
+const SAMPLE: usize = 16;
 /// So many pairs of neighbours choose the exponent of a near-decimal column.
-const NEAR_SAMPLE: usize = 16;
+const NEAR_SAMPLE: usize = 8;
 
 /// The whole number nearest to a value below 2^63; any number for others.
 #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^63, or the result is checked")]
@@ -70,18 +71,12 @@ impl Scale {
         }
     }
 
-    /// Appends the values of `numbers`.
-    pub(super) fn append(self, numbers: &[i64], values: &mut Vec<f64>) {
+    /// The same for the decoder.
+    pub(super) fn finish(self) -> Finish {
         match self {
-            Self::Divide(0) => values.extend(numbers.iter().map(|m| real(*m))),
-            Self::Divide(exponent) => {
-                let power = POWERS[usize::from(exponent)];
-                values.extend(numbers.iter().map(|m| real(*m) / power));
-            }
-            Self::Multiply(exponent) => {
-                let fraction = FRACTIONS[usize::from(exponent)];
-                values.extend(numbers.iter().map(|m| real(*m) * fraction));
-            }
+            Self::Divide(0) => Finish::Whole,
+            Self::Divide(exponent) => Finish::Divide(POWERS[usize::from(exponent)]),
+            Self::Multiply(exponent) => Finish::Multiply(FRACTIONS[usize::from(exponent)]),
         }
     }
 

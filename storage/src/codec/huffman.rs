@@ -158,6 +158,17 @@ impl Code {
     }
 }
 
+/// No code takes fewer bits, by Shannon's bound with logarithms rounded down.
+pub(super) fn cost_min(counts: &Histogram) -> u64 {
+    let total: u32 = counts.iter().sum();
+    let mut cost = 0;
+    for (class, n) in counts.iter().enumerate().filter(|(_, n)| **n > 0) {
+        let code = bit_length(u64::from(total / n)).saturating_sub(1);
+        cost += u64::from(*n) * (u64::from(code) + class.saturating_sub(1) as u64);
+    }
+    cost
+}
+
 /// Bits of the rest by bit length.
 const WIDTHS: [u32; 128] = {
     let mut widths = [0; 128];
@@ -261,6 +272,7 @@ mod tests {
             let mut out = Vec::new();
             code.write(&mut out);
             prop_assert_eq!(out.len() as u64 * 8, code.table_cost());
+            prop_assert!(cost_min(&histogram(&numbers)) <= code.cost(&histogram(&numbers)));
             code.encode(&numbers, &mut out);
             let mut reader = Reader::new(&out);
             let mut back = vec![7; numbers.len()];

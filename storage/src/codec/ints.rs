@@ -36,8 +36,10 @@
 
 use super::bitio::unzigzag;
 use super::bitpack::{self, BLOCK};
+use super::decimal::{real, value_at};
 use super::huffman::{self, Code};
 use super::plan::{Buffers, Plan, fill_residuals, scale_down};
+use super::simd::{self, Finish};
 use super::sparse;
 use crate::wire::{Reader, put_varint, put_zigzag};
 
@@ -121,6 +123,9 @@ pub(super) fn encode(
     match coder {
         Coder::Zero => {}
         Coder::Sparse => sparse::encode(&buffers.residuals, out),
+        Coder::Packed if buffers.residuals.len() <= BLOCK => {
+            bitpack::encode_block(&buffers.residuals, plan.width, out);
+        }
         Coder::Packed => encode_sections(plan, &buffers.residuals, slope, out, &bitpack::encode),
         Coder::Huffman => {
             let code = plan.code.as_ref().expect("a plan with Huffman has its code");
@@ -255,145 +260,226 @@ impl Header {
         self.first.wrapping_add(y.wrapping_mul(self.gcd.cast_signed()))
     }
 
-    /// Appends the numbers of `residuals` to `out`.
-    fn restore(&self, state: &mut State, residuals: &[u64], out: &mut Vec<i64>) {
-        // Sums are kept in variables of the loop: in closures given to `extend` they would live in memory.
-        let start = out.len();
-        out.resize(start + residuals.len(), 0);
-        let pairs = out[start..].iter_mut().zip(residuals);
-        let State { mut y, mut slope } = *state;
-        let Self { centre, .. } = *self;
-        match self.order {
-            Order::Values => {
-                for (number, residual) in pairs {
-                    *number = self.number(unzigzag(*residual).wrapping_add(centre));
-                }
-            }
-            Order::Deltas => {
-                for (number, residual) in pairs {
-                    y = y.wrapping_add(unzigzag(*residual).wrapping_add(centre));
-                    *number = self.number(y);
-                }
-            }
-            Order::DeltasOfDeltas => {
-                for (number, residual) in pairs {
-                    slope = slope.wrapping_add(unzigzag(*residual).wrapping_add(centre));
-                    y = y.wrapping_add(slope);
-                    *number = self.number(y);
-                }
-            }
-        }
-        *state = State { y, slope };
+    /// The line that numbers without residuals follow, from `state` on.
+    fn line(&self, state: State) -> Line {
+        let Self { order, first, gcd, centre, .. } = *self;
+        Line { order, first, gcd, centre, y: state.y, slope: state.slope }
     }
 }
 
-/// Puts the numbers at `from..to` of a column of `count` into `out`, replacing what was there. `None` if
-/// the column is damaged (also if it lacks the last number), or the range is not in it. The reader ends behind the column only if `to` is
-/// `count`.
-pub(super) fn decode(
+/// How residuals become numbers, and where that stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Line {
+    pub(super) order: Order,
+    pub(super) first: i64,
+    pub(super) gcd: u64,
+    pub(super) centre: i64,
+    /// The last `y`, and the last difference.
+    pub(super) y: i64,
+    pub(super) slope: i64,
+}
+
+impl Line {
+    /// Gives the number of each residual to `each`.
+    #[inline]
+    pub(super) fn follow(&mut self, residuals: &[u64], mut each: impl FnMut(usize, i64)) {
+        // Sums are kept in variables of the loop: in fields they would live in memory.
+        let Self { order, first, gcd, centre, mut y, mut slope } = *self;
+        let gcd = gcd.cast_signed();
+        let residuals = residuals.iter().map(|residual| unzigzag(*residual).wrapping_add(centre)).enumerate();
+        match order {
+            Order::Values => {
+                for (at, residual) in residuals {
+                    y = residual;
+                    each(at, first.wrapping_add(y.wrapping_mul(gcd)));
+                }
+            }
+            Order::Deltas => {
+                for (at, residual) in residuals {
+                    y = y.wrapping_add(residual);
+                    each(at, first.wrapping_add(y.wrapping_mul(gcd)));
+                }
+            }
+            Order::DeltasOfDeltas => {
+                for (at, residual) in residuals {
+                    slope = slope.wrapping_add(residual);
+                    y = y.wrapping_add(slope);
+                    each(at, first.wrapping_add(y.wrapping_mul(gcd)));
+                }
+            }
+        }
+        (self.y, self.slope) = (y, slope);
+    }
+}
+
+/// What a column's numbers are decoded to.
+pub(super) trait Target: Copy {
+    type Item: Copy + Default;
+
+    /// What becomes of one number.
+    fn item(self, number: i64) -> Self::Item;
+
+    /// What becomes of residuals, one per item of `out`.
+    fn restore(self, line: &mut Line, residuals: &[u64], out: &mut [Self::Item]);
+
+    /// Whether this is the same bit for bit.
+    fn is_same(a: Self::Item, b: Self::Item) -> bool;
+}
+
+/// Numbers as they are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers;
+
+impl Target for Numbers {
+    type Item = i64;
+
+    fn item(self, number: i64) -> i64 {
+        number
+    }
+
+    fn restore(self, line: &mut Line, residuals: &[u64], out: &mut [i64]) {
+        let done = simd::numbers(line, residuals, out);
+        let rest = &mut out[done..];
+        line.follow(&residuals[done..], |at, number| rest[at] = number);
+    }
+
+    fn is_same(a: i64, b: i64) -> bool {
+        a == b
+    }
+}
+
+/// Values that are made of numbers.
+impl Target for Finish {
+    type Item = f64;
+
+    fn item(self, number: i64) -> f64 {
+        match self {
+            Self::Whole => real(number),
+            Self::Divide(power) => real(number) / power,
+            Self::Multiply(fraction) => real(number) * fraction,
+            Self::Place => value_at(number),
+        }
+    }
+
+    fn restore(self, line: &mut Line, residuals: &[u64], out: &mut [f64]) {
+        let done = simd::values(line, self, residuals, out);
+        let (residuals, rest) = (&residuals[done..], &mut out[done..]);
+        match self {
+            Self::Whole => line.follow(residuals, |at, number| rest[at] = real(number)),
+            Self::Divide(power) => line.follow(residuals, |at, number| rest[at] = real(number) / power),
+            _ => line.follow(residuals, |at, number| rest[at] = self.item(number)),
+        }
+    }
+
+    fn is_same(a: f64, b: f64) -> bool {
+        a.to_bits() == b.to_bits()
+    }
+}
+
+/// Appends what becomes of the numbers at `range` of a column of `count` to `out`. `None` if the column is
+/// damaged (also if it lacks the last number), or the range is not in it. The reader ends behind the column
+/// only if the range ends with it.
+pub(super) fn decode<T: Target>(
     reader: &mut Reader<'_>,
     count: usize,
     range: std::ops::Range<usize>,
     last: LastNumber,
-    out: &mut Vec<i64>,
+    target: T,
+    out: &mut Vec<T::Item>,
 ) -> Option<()> {
-    out.clear();
     let header = Header::read(reader, count)?;
     let incomplete = last == LastNumber::Stored && header.last.is_none();
     if range.start > range.end || range.end > count || incomplete {
         return None;
     }
     let head = header.order.head();
-    let mut state = State::start(header.order, header.slope);
-    let mut begun_at = 0;
     let residuals = count - head;
     let wanted = range.start.saturating_sub(head)..range.end.saturating_sub(head);
-    out.reserve(range.len() + 2 * SECTION.min(residuals) + head);
-    let sections = match header.coder {
-        Coder::Zero | Coder::Sparse => None,
+    let base = out.len();
+    let mut column =
+        Column { line: header.line(State::start(header.order, header.slope)), target, out, residuals };
+    let is_divided = matches!(header.coder, Coder::Packed | Coder::Huffman) && residuals > UNDIVIDED_MAX;
+    if !is_divided || wanted.start < SECTION {
+        column.out.push(target.item(header.first));
+        if head == 2 {
+            column.out.push(target.item(header.number(header.slope)));
+        }
+    }
+    let begun_at = match header.coder {
         Coder::Packed | Coder::Huffman if residuals == 0 => return None,
-        Coder::Packed => Some(Sections { header: &header, decoder: None }),
+        Coder::Zero => column.straight(),
+        Coder::Sparse => column.sparse(reader)?,
+        Coder::Packed => column.sections(&header, None, reader, wanted)?,
         Coder::Huffman => {
-            let decoder = Box::new(Code::read(reader)?.decoder());
-            Some(Sections { header: &header, decoder: Some(decoder) })
+            let decoder = Code::read(reader)?.decoder();
+            column.sections(&header, Some(&decoder), reader, wanted)?
         }
     };
-    if wanted.start < SECTION || sections.is_none() || residuals <= UNDIVIDED_MAX {
-        out.push(header.first);
-        if head == 2 {
-            out.push(header.number(header.slope));
-        }
-    }
-    match sections {
-        Some(sections) => {
-            begun_at = sections.decode(reader, residuals, wanted, &mut state, out)?;
-        }
-        None if header.coder == Coder::Sparse => decode_sparse(&header, reader, residuals, &mut state, out)?,
-        None => {
-            let zeros = [0; BLOCK];
-            for start in (0..residuals).step_by(BLOCK) {
-                header.restore(&mut state, &zeros[..BLOCK.min(residuals - start)], out);
-            }
-        }
-    }
-    if begun_at + out.len() == count && header.last.is_some() && header.last() != out.last().copied() {
+    let decoded = &out[base..];
+    if begun_at + decoded.len() == count
+        && let Some(last) = header.last()
+        && !decoded.last().is_some_and(|decoded| T::is_same(*decoded, target.item(last)))
+    {
         return None;
     }
-    out.truncate(range.end - begun_at);
-    out.drain(..range.start - begun_at);
+    out.truncate(base + range.end - begun_at);
+    out.drain(base..base + range.start - begun_at);
     Some(())
 }
 
-fn decode_sparse(
-    header: &Header,
-    reader: &mut Reader<'_>,
+/// A column being decoded.
+struct Column<'a, T: Target> {
+    line: Line,
+    target: T,
+    out: &'a mut Vec<T::Item>,
     residuals: usize,
-    state: &mut State,
-    out: &mut Vec<i64>,
-) -> Option<()> {
-    if residuals <= BLOCK {
-        let mut buffer = [0; BLOCK];
-        let numbers = &mut buffer[..residuals];
-        sparse::decode(reader, numbers)?;
-        header.restore(state, numbers, out);
-    } else {
-        let mut numbers = vec![0; residuals];
-        sparse::decode(reader, &mut numbers)?;
-        header.restore(state, &numbers, out);
+}
+
+impl<T: Target> Column<'_, T> {
+    fn restore(&mut self, residuals: &[u64]) {
+        let start = self.out.len();
+        self.out.resize(start + residuals.len(), T::Item::default());
+        self.target.restore(&mut self.line, residuals, &mut self.out[start..]);
     }
-    Some(())
-}
 
-/// The residuals of a packed or Huffman column.
-struct Sections<'a> {
-    header: &'a Header,
-    /// `None` for packed ones.
-    decoder: Option<Box<huffman::Decoder>>,
-}
+    /// All residuals are zero. Returns the index of the first number that it appended, like the others.
+    fn straight(&mut self) -> usize {
+        let zeros = [0; BLOCK];
+        for start in (0..self.residuals).step_by(BLOCK) {
+            self.restore(&zeros[..BLOCK.min(self.residuals - start)]);
+        }
+        0
+    }
 
-impl Sections<'_> {
-    /// Decodes the sections that hold the residuals `wanted`. Returns the index of the first number in
-    /// `out`.
-    fn decode(
-        &self,
+    fn sparse(&mut self, reader: &mut Reader<'_>) -> Option<usize> {
+        let mut buffer = [0; UNDIVIDED_MAX];
+        if let Some(numbers) = buffer.get_mut(..self.residuals) {
+            sparse::decode(reader, numbers)?;
+            self.restore(numbers);
+        } else {
+            let mut numbers = vec![0; self.residuals];
+            sparse::decode(reader, &mut numbers)?;
+            self.restore(&numbers);
+        }
+        Some(0)
+    }
+
+    /// The sections that hold the residuals `wanted`, packed if there is no decoder.
+    fn sections(
+        &mut self,
+        header: &Header,
+        decoder: Option<&huffman::Decoder>,
         reader: &mut Reader<'_>,
-        residuals: usize,
         wanted: std::ops::Range<usize>,
-        state: &mut State,
-        out: &mut Vec<i64>,
     ) -> Option<usize> {
-        if residuals <= UNDIVIDED_MAX {
-            self.decode_section(reader, residuals, state, out)?;
+        if self.residuals <= UNDIVIDED_MAX {
+            self.section(decoder, reader, self.residuals)?;
             return Some(0);
         }
-        let header = self.header;
-        let head = header.order.head();
         let from = wanted.start / SECTION;
-        let sections = residuals.div_ceil(SECTION);
-        let mut skipped = 0_usize;
-        let mut bytes = 0_usize;
+        let (mut skipped, mut bytes) = (0_usize, 0_usize);
         let mut restart = State { y: 0, slope: 0 };
-        for index in 0..sections {
+        for index in 0..self.residuals.div_ceil(SECTION) {
             let length = usize::try_from(reader.varint()?).ok()?;
             if index > 0 && header.order != Order::Values {
                 restart.y = restart.y.wrapping_add(reader.zigzag()?);
@@ -405,41 +491,39 @@ impl Sections<'_> {
                 skipped = skipped.checked_add(length)?;
             }
             if index == from && index > 0 {
-                *state = restart;
+                self.line = header.line(restart);
             }
             bytes = bytes.checked_add(length)?;
         }
         let mut body = Reader::new(reader.take(bytes)?);
         body.take(skipped)?;
         for section in from..wanted.end.div_ceil(SECTION) {
-            let length = SECTION.min(residuals - section * SECTION);
-            self.decode_section(&mut body, length, state, out)?;
+            self.section(decoder, &mut body, SECTION.min(self.residuals - section * SECTION))?;
         }
-        if wanted.end == residuals && !body.is_empty() {
+        if wanted.end == self.residuals && !body.is_empty() {
             return None;
         }
-        Some(if from == 0 { 0 } else { head + from * SECTION })
+        Some(if from == 0 { 0 } else { header.order.head() + from * SECTION })
     }
 
-    fn decode_section(
-        &self,
+    fn section(
+        &mut self,
+        decoder: Option<&huffman::Decoder>,
         reader: &mut Reader<'_>,
         length: usize,
-        state: &mut State,
-        out: &mut Vec<i64>,
     ) -> Option<()> {
-        if let Some(decoder) = &self.decoder {
+        if let Some(decoder) = decoder {
             let mut buffer = [0; UNDIVIDED_MAX];
             let numbers = &mut buffer[..length];
             decoder.decode(reader, numbers)?;
-            self.header.restore(state, numbers, out);
+            self.restore(numbers);
             return Some(());
         }
         let mut buffer = [0; BLOCK];
         for start in (0..length).step_by(BLOCK) {
             let numbers = &mut buffer[..BLOCK.min(length - start)];
             bitpack::decode_block(reader, numbers)?;
-            self.header.restore(state, numbers, out);
+            self.restore(numbers);
         }
         Some(())
     }

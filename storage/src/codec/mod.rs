@@ -6,7 +6,7 @@
 //! * [`encode_timestamps`], [`decode_timestamps`] (`timestamps.rs`): a vector of timestamps. It is a unit of
 //!   its own, because the series of one scrape share it: a page holds each vector once.
 //! * [`HotRun`] (`hot.rs`): the growing run of one series in the head, another format for another need.
-//! * `bitio.rs`: bits.
+//! * `bitio.rs`: bits; `simd.rs`: the inner loops of decoding for processors with AVX2.
 //!
 //! Invariants: every `f64` and every ascending `i64` comes back bit for bit; equal columns and effort give
 //! equal bytes on every machine (whole-number costs, fixed order of choices, IEEE 754 operations only); a
@@ -25,6 +25,7 @@ mod hot;
 mod huffman;
 mod ints;
 mod plan;
+mod simd;
 mod sparse;
 #[cfg(test)]
 mod tests;

@@ -6,14 +6,16 @@
 use super::Effort;
 use super::bitio::{bit_length, zigzag};
 use super::bitpack::{self, BLOCK, Histogram};
-use super::huffman::Code;
+use super::huffman::{self, Code};
 use super::ints::{Coder, Order};
 use super::sparse;
 
-/// The centre is the median of at most so many residuals.
-const SAMPLE: usize = 31;
-/// Bits by which an order may look worse in the sample and still be tried.
-const SAMPLE_TOLERANCE: u32 = 12;
+/// The centre is about the median of so many residuals.
+const SAMPLE: usize = 27;
+/// So many residuals of each order say which orders are worth a look at all of them.
+const FIRST_SAMPLE: usize = 9;
+/// Bits by which an order may look worse in that sample and still be tried.
+const SAMPLE_TOLERANCE: u32 = 5;
 
 /// How a column will be encoded, and what that costs.
 #[derive(Clone, Debug)]
@@ -23,6 +25,8 @@ pub(super) struct Plan {
     pub(super) gcd: u64,
     pub(super) centre: i64,
     pub(super) code: Option<Code>,
+    /// The width of the only block, if the residuals fit one and are packed.
+    pub(super) width: u32,
     /// Bits of the residuals, and a little for the rest. Exact for up to 128 residuals, else not too low
     /// by more than the restart points.
     pub(super) cost: u64,
@@ -40,19 +44,20 @@ pub(super) fn choose_plan(numbers: &[i64], effort: Effort, buffers: &mut Buffers
     let gcd = gcd_of_deltas(numbers);
     let numbers_scaled = scale_down(numbers, gcd, &mut buffers.scaled);
     let mut best: Option<(Plan, Histogram)> = None;
-    let sampled = Order::ALL.map(|order| sampled_centre(numbers_scaled, order));
-    let limit = sampled.iter().map(|(_, cost)| *cost).min().expect("three orders");
-    for (order, (centre, cost)) in Order::ALL.into_iter().zip(sampled) {
+    let sampled = Order::ALL.map(|order| sampled_centre::<FIRST_SAMPLE>(numbers_scaled, order).1);
+    let limit = *sampled.iter().min().expect("three orders");
+    for (order, cost) in Order::ALL.into_iter().zip(sampled) {
         // Looking at all residuals costs more than all else here: an order that seems much worse is passed.
         if order.head() > numbers.len() || cost > limit + SAMPLE_TOLERANCE {
             continue;
         }
+        let (centre, _) = sampled_centre::<SAMPLE>(numbers_scaled, order);
         fill_residuals(numbers_scaled, order, centre, &mut buffers.residuals);
         let counts = bitpack::histogram(&buffers.residuals);
-        let (coder, cost) = cheapest_coder(&counts);
+        let (coder, width, cost) = cheapest_coder(&counts);
         let cost = cost + u64::from(bit_length(zigzag(centre)));
         if best.as_ref().is_none_or(|(best, _)| cost < best.cost) {
-            best = Some((Plan { order, coder, gcd, centre, code: None, cost }, counts));
+            best = Some((Plan { order, coder, gcd, centre, code: None, width, cost }, counts));
         }
         if coder == Coder::Zero {
             break;
@@ -126,17 +131,16 @@ pub(super) fn fill_residuals(numbers: &[i64], order: Order, centre: i64, residua
     }
 }
 
-/// The median of evenly spaced residuals, and the bits of those; good enough, and the same work for all
-/// lengths.
-fn sampled_centre(numbers: &[i64], order: Order) -> (i64, u32) {
+/// About the median of `SAMPLE` (a power of three) evenly spaced residuals, and the bits of those; good enough,
+/// and the same work for all lengths.
+fn sampled_centre<const SAMPLE: usize>(numbers: &[i64], order: Order) -> (i64, u32) {
     let count = numbers.len().saturating_sub(order.head());
     if count == 0 {
         return (0, 0);
     }
-    let take = count.min(SAMPLE);
     let mut sample = [0_i64; SAMPLE];
-    for (index, slot) in sample[..take].iter_mut().enumerate() {
-        let at = order.head() + index * count / take;
+    for (index, slot) in sample.iter_mut().enumerate() {
+        let at = order.head() + index * count / SAMPLE;
         let delta = numbers[at].wrapping_sub(numbers[at - 1]);
         *slot = match order {
             Order::Values => numbers[at].wrapping_sub(numbers[0]),
@@ -144,31 +148,47 @@ fn sampled_centre(numbers: &[i64], order: Order) -> (i64, u32) {
             Order::DeltasOfDeltas => delta.wrapping_sub(numbers[at - 1].wrapping_sub(numbers[at - 2])),
         };
     }
-    let sample = &mut sample[..take];
-    let centre = *sample.select_nth_unstable(take / 2).1;
+    let centre = median_of_medians(sample);
     let bits = sample.iter().map(|residual| bit_length(zigzag(residual.wrapping_sub(centre))));
     (centre, bits.sum())
 }
 
-/// The coder for residuals with these bit lengths, other than Huffman, and its cost in bits.
-fn cheapest_coder(counts: &Histogram) -> (Coder, u64) {
+/// The median of the medians of threes, and so on: near the median, without a branch.
+fn median_of_medians<const SAMPLE: usize>(mut sample: [i64; SAMPLE]) -> i64 {
+    let mut left = SAMPLE;
+    while left > 1 {
+        for index in 0..left / 3 {
+            let [a, b, c] = [sample[3 * index], sample[3 * index + 1], sample[3 * index + 2]];
+            sample[index] = a.min(b).max(a.max(b).min(c));
+        }
+        left /= 3;
+    }
+    sample[0]
+}
+
+/// The coder for residuals with these bit lengths, other than Huffman, the best width of all of them, and the
+/// cost in bits.
+fn cheapest_coder(counts: &Histogram) -> (Coder, u32, u64) {
     let total: u32 = counts.iter().sum();
     if counts[0] == total {
-        return (Coder::Zero, 0);
+        return (Coder::Zero, 0, 0);
     }
-    let (_, packed) = bitpack::best_width(counts);
+    let (width, packed) = bitpack::best_width(counts);
     let packed = packed + 8 * u64::from(total).div_ceil(BLOCK as u64);
     if counts[0] >= total / 2 {
         let sparse = sparse::cost_max(counts);
         if sparse < packed {
-            return (Coder::Sparse, sparse);
+            return (Coder::Sparse, width, sparse);
         }
     }
-    (Coder::Packed, packed)
+    (Coder::Packed, width, packed)
 }
 
 /// Changes the plan for residuals with these bit lengths if Huffman is worth it.
 fn try_huffman(plan: &mut Plan, counts: &Histogram) {
+    if huffman::cost_min(counts) * 10 > plan.cost * 9 {
+        return;
+    }
     let code = Code::of(counts);
     let huffman = code.cost(counts) + code.table_cost() + 16;
     // It decodes several times slower than the others, so it must save a tenth.

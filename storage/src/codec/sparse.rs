@@ -12,6 +12,9 @@ use super::bitio::{BitReader, BitWriter, bit_length, low_mask};
 use super::bitpack::{self, BLOCK, Histogram};
 use crate::wire::{Reader, put_varint};
 
+/// So many places are found once, before the values; those of longer streams twice.
+const PLACES_MAX: usize = 512;
+
 /// The Rice parameter of `others` gaps that hold `zeros` zeros.
 fn rice_bits(zeros: u64, others: u64) -> u32 {
     bit_length(zeros / others.max(1)).saturating_sub(1)
@@ -60,29 +63,37 @@ pub(super) fn decode(reader: &mut Reader<'_>, numbers: &mut [u64]) -> Option<()>
     let rice = rice_bits(zeros as u64, others as u64);
     numbers.fill(0);
     let mut gaps = BitReader::new(reader.rest());
-    let mut values = reader.clone();
+    let mut places = [0_u32; PLACES_MAX];
     let mut skim = gaps.clone();
-    for _ in 0..others {
-        skim.get_unary(zeros)?;
-        skim.skip(rice)?;
-    }
-    values.take(skim.bytes_used())?;
     let mut at = 0_usize;
-    let mut left = others;
-    let mut block = [0; BLOCK];
-    while left > 0 {
-        let block = &mut block[..left.min(BLOCK)];
-        bitpack::decode_block(&mut values, block)?;
-        for value in &*block {
-            let quotient = gaps.get_unary(zeros)?;
-            let rest = usize::try_from(gaps.get(rice)?).ok()?;
-            at += (quotient << rice) + rest;
-            *numbers.get_mut(at)? = value.checked_add(1)?;
-            at += 1;
-        }
-        left -= block.len();
+    for place in &mut places[..others.min(PLACES_MAX)] {
+        at += skim.get_rice(rice, zeros)?;
+        *place = u32::try_from(at).ok()?;
+        at += 1;
     }
-    *reader = values;
+    // The values begin behind all gaps.
+    if others > PLACES_MAX {
+        gaps = skim.clone();
+        for _ in PLACES_MAX..others {
+            skim.get_rice(rice, zeros)?;
+        }
+    }
+    reader.take(skim.bytes_used())?;
+    let mut block = [0; BLOCK];
+    for start in (0..others).step_by(BLOCK) {
+        let block = &mut block[..BLOCK.min(others - start)];
+        bitpack::decode_block(reader, block)?;
+        for (index, value) in (start..).zip(&*block) {
+            let place = match places.get(index) {
+                Some(place) => *place as usize,
+                None => {
+                    at += gaps.get_rice(rice, zeros)? + 1;
+                    at - 1
+                }
+            };
+            *numbers.get_mut(place)? = value.checked_add(1)?;
+        }
+    }
     Some(())
 }
 

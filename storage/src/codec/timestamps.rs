@@ -18,7 +18,7 @@
 //!
 //! Irregular vectors have interval 0 and the distance from the first in the jitter.
 
-use super::ints::{self, LastNumber};
+use super::ints::{self, LastNumber, Numbers};
 use super::plan::{Plan, choose_plan};
 use super::{CHUNK_SAMPLES_MAX, Effort, FORMAT_VERSION, Scratch, VERSION_SHIFT};
 use crate::wire::{Reader, put_varint, put_zigzag};
@@ -174,13 +174,15 @@ pub(crate) fn decode_timestamps(
         let mut column = Reader::new(reader.take(bytes)?);
         // Skips are between timestamps.
         let between = count.checked_sub(1).filter(|between| *between > 0)?;
-        ints::decode(&mut column, between, 0..between, LastNumber::Omitted, skips)?;
+        skips.clear();
+        ints::decode(&mut column, between, 0..between, LastNumber::Omitted, Numbers, skips)?;
         if !column.is_empty() {
             return None;
         }
     }
     if flags & JITTER > 0 {
-        ints::decode(&mut reader, count, 0..count, LastNumber::Omitted, jitter)?;
+        jitter.clear();
+        ints::decode(&mut reader, count, 0..count, LastNumber::Omitted, Numbers, jitter)?;
     }
     if !reader.is_empty() {
         return None;

@@ -24,8 +24,9 @@
 
 use super::bitio::bit_length;
 use super::decimal::{self, Scale, place, value_at};
-use super::ints::{self, LastNumber};
+use super::ints::{self, LastNumber, Numbers};
 use super::plan::choose_plan;
+use super::simd::Finish;
 use super::{CHUNK_SAMPLES_MAX, Effort, FORMAT_VERSION, Scratch, VERSION_SHIFT, xor};
 use crate::wire::{Reader, put_varint, put_zigzag};
 use saturn_model::{STALE_NAN_BITS, is_stale_nan};
@@ -323,20 +324,19 @@ pub(crate) fn decode_value_range(
             if class == NEAR_DECIMAL {
                 let bytes = usize::try_from(reader.varint()?).ok()?;
                 let mut column = Reader::new(reader.take(bytes)?);
-                ints::decode(&mut column, count, range.clone(), LastNumber::Stored, &mut scratch.numbers)?;
-                ints::decode(&mut reader, count, range.clone(), LastNumber::Stored, &mut scratch.residuals)?;
-                let pairs = scratch.numbers.iter().zip(&scratch.residuals);
-                values.extend(pairs.map(|(m, rest)| value_at(place(scale.value(*m)).wrapping_add(*rest))));
+                ints::decode(&mut column, count, range.clone(), LastNumber::Stored, scale.finish(), values)?;
+                scratch.residuals.clear();
+                let residuals = &mut scratch.residuals;
+                ints::decode(&mut reader, count, range.clone(), LastNumber::Stored, Numbers, residuals)?;
+                for (value, residual) in values[start..].iter_mut().zip(residuals) {
+                    *value = value_at(place(*value).wrapping_add(*residual));
+                }
                 if at_end && !column.is_empty() {
                     return None;
                 }
             } else {
-                ints::decode(&mut reader, count, range.clone(), LastNumber::Stored, &mut scratch.numbers)?;
-                if class == DECIMAL {
-                    scale.append(&scratch.numbers, values);
-                } else {
-                    values.extend(scratch.numbers.iter().map(|place| value_at(*place)));
-                }
+                let finish = if class == DECIMAL { scale.finish() } else { Finish::Place };
+                ints::decode(&mut reader, count, range.clone(), LastNumber::Stored, finish, values)?;
             }
             patches.apply(&range, &mut values[start..])?;
         }

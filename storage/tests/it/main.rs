@@ -2,5 +2,6 @@
 
 mod copy;
 mod doors;
+mod scan;
 mod support;
 mod throughput;
