@@ -5,17 +5,16 @@
 //! memory and disk, so it depends on neither order, chunking, codec, nor on what was flushed or merged.
 //! The sum finds accidents, not adversaries.
 
-use saturn_model::{Fingerprint, ShardId};
+use saturn_model::{Fingerprint, SeriesColumns, ShardId};
 
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::Window;
-use crate::read;
+use crate::read::Scan;
+use crate::rocks::Blocks;
 
 /// Buckets of a digest.
 pub(crate) const BUCKETS: usize = 256;
-/// Series read at once: bounds memory.
-const SERIES_PER_READ: usize = 1024;
 
 /// See `Engine::digest`.
 pub(crate) fn digest(store: &Store, shard: ShardId, window: Window) -> Result<[u64; BUCKETS], StorageError> {
@@ -24,15 +23,13 @@ pub(crate) fn digest(store: &Store, shard: ShardId, window: Window) -> Result<[u
         return Ok(buckets);
     };
     let known = shard.index.read().known();
-    let ordinals: Vec<u32> = known.iter().collect();
-    for some in ordinals.chunks(SERIES_PER_READ) {
-        let range = window.start()..=window.end() - 1;
-        let wanted = some.iter().copied().collect();
-        for (fingerprint, columns) in read::columns(store, &shard, &wanted, &range, usize::MAX)? {
-            let bucket = &mut buckets[bucket_of(fingerprint)];
-            for (timestamp, value) in columns.timestamps.iter().zip(&columns.values) {
-                *bucket = bucket.wrapping_add(hash(fingerprint, *timestamp, value.to_bits()));
-            }
+    let range = window.start()..=window.end() - 1;
+    let mut scan = Scan::new(store, shard, &known, range, Blocks::ReadOnce);
+    let mut columns = SeriesColumns::default();
+    while let Some(fingerprint) = scan.next_into(&mut columns)? {
+        let bucket = &mut buckets[bucket_of(fingerprint)];
+        for (timestamp, value) in columns.timestamps.iter().zip(&columns.values) {
+            *bucket = bucket.wrapping_add(hash(fingerprint, *timestamp, value.to_bits()));
         }
     }
     Ok(buckets)

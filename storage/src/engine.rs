@@ -24,8 +24,8 @@ use crate::flush::{self, FlushSignal};
 use crate::keys::{Segment, Tombstone, Window};
 use crate::merge;
 use crate::metrics::Metrics;
-use crate::options::{EngineOptions, EngineStats};
-use crate::read;
+use crate::options::{EngineOptions, EngineStats, ReadLimits};
+use crate::read::{self, SeriesStream};
 use crate::rocks::{Meta, Rocks};
 use crate::shard::Shard;
 use crate::tombstones;
@@ -188,7 +188,8 @@ impl Engine {
     }
 
     /// The samples of one shard's series that match, from memory and disk, merged: times ascending and unique,
-    /// within the range. Series without a sample in the range are left out. In order of arrival. Blocks.
+    /// within the range. Series without a sample in the range are left out. The order is that of metrics within
+    /// segments, not that of labels. Blocks.
     ///
     /// # Errors
     /// `TooManySeries` if more than `series_max` series match; `Corrupt` if stored data is damaged.
@@ -198,7 +199,22 @@ impl Engine {
         selection: &Selection,
         series_max: usize,
     ) -> Result<Vec<SeriesColumns>, StorageError> {
-        read::select(&self.inner.store, shard, selection, series_max)
+        self.select_stream(shard, selection, ReadLimits { series_max, bytes_max: u64::MAX })?.collect()
+    }
+
+    /// [`Engine::select`] one series after the other: each call of `next` reads one, and what was handed out is
+    /// the caller's. A series shows all samples that were acknowledged before this was called; later ones it may
+    /// show, so that one series may know more than another. Blocks, as does each `next`.
+    ///
+    /// # Errors
+    /// `TooManySeries` at once. Instead of a series, and then nothing follows: `TooManyBytes`, `Corrupt`.
+    pub fn select_stream(
+        &self,
+        shard: ShardId,
+        selection: &Selection,
+        limits: ReadLimits,
+    ) -> Result<SeriesStream<'_>, StorageError> {
+        read::stream(&self.inner.store, shard, selection, &limits)
     }
 
     /// The label sets of one shard's series that match and have samples in the range, or in the same 2 h

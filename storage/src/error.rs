@@ -27,6 +27,12 @@ pub enum StorageError {
         /// The caller's limit.
         max: usize,
     },
+    /// The series that match have more samples than the caller allows. Narrow the selection or its range.
+    #[error("the series of the selection take more than the limit of {max} bytes")]
+    TooManyBytes {
+        /// The caller's limit.
+        max: u64,
+    },
     /// Appends arrive faster than flushes finish. Try again later.
     #[error("{samples} samples wait in memory, the limit is {max} (twice flush_samples_max)")]
     Overloaded {

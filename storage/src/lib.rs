@@ -57,4 +57,5 @@ extern crate self as saturn_storage;
 
 pub use engine::{AppendOutcome, Engine};
 pub use error::StorageError;
-pub use options::{EngineOptions, EngineStats};
+pub use options::{EngineOptions, EngineStats, ReadLimits};
+pub use read::SeriesStream;

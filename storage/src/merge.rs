@@ -28,6 +28,7 @@ use saturn_model::SeriesColumns;
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::{Segment, SegmentKey, Tombstone, WINDOW_MS, Window};
+use crate::rocks::Blocks;
 use crate::segment::{LazyTable, SegmentWriter};
 use crate::shard::Shard;
 use crate::tombstones::Mask;
@@ -202,7 +203,10 @@ fn merge_shard(
     let mut sources: Vec<_> = input
         .segments
         .iter()
-        .map(|s| (s, Mask::new(&input.tombstones, s), store.rocks.segment_reader(s.key)))
+        .map(|s| {
+            let reader = store.rocks.segment_reader(s.key, Blocks::ReadOnce);
+            (s, Mask::new(&input.tombstones, s), reader)
+        })
         .collect();
     let mut columns = SeriesColumns::default();
     for (key, ordinal) in series {
@@ -210,9 +214,7 @@ fn merge_shard(
         columns.values.clear();
         for (segment, mask, reader) in &mut sources {
             if segment.ordinals.contains(ordinal) {
-                reader.read(&key, &everything, |timestamps, values| {
-                    mask.visible(ordinal, timestamps, values, |t, v| columns.merge(t, v));
-                })?;
+                reader.read(&key, ordinal, &everything, mask, &mut columns)?;
             }
         }
         if !columns.timestamps.is_empty() {

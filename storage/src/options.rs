@@ -49,6 +49,15 @@ impl EngineOptions {
     }
 }
 
+/// Bounds of one read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// Most series of one shard.
+    pub series_max: usize,
+    /// Most bytes that are handed out for one shard: 16 for each sample, and the labels.
+    pub bytes_max: u64,
+}
+
 /// An engine's figures at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineStats {

@@ -1,8 +1,10 @@
-//! Reads: from matchers to series, from series to merged samples.
+//! Reads: from matchers to series, from series to merged samples, one series after the other.
 //!
-//! A read takes a snapshot of one shard under its lock (what is in memory, and the list of live segments)
-//! and then reads segments without any lock: they never change. Since a flush swaps memory for segments in
-//! one step, no sample is missed or invented in between.
+//! A [`Scan`] goes through the series in the order that they have in segments, with a cursor in each segment that
+//! the range touches: a segment is read once, from front to back, and the memory that a read takes is that of
+//! one series. For some series at a time it takes under the shard's lock what is in memory and the list of live
+//! segments, and reads segments without any lock: they never change. Since a flush swaps memory for segments in
+//! one step, and each series belongs to one such moment, no sample is missed or invented in between.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -14,86 +16,226 @@ use saturn_model::{Fingerprint, Labels, Selection, SeriesColumns, ShardId};
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::{Segment, SeriesKey, Tombstone};
+use crate::options::ReadLimits;
+use crate::rocks::{Blocks, SegmentReader};
 use crate::shard::{Head, Shard};
 use crate::tombstones::Mask;
 
-/// What memory holds of the selected series, parallel to their ordinals.
-struct Snapshot {
-    ordinals: Vec<u32>,
+/// Series that are copied from memory under one hold of the shard's lock.
+const SERIES_PER_LOCK: usize = 64;
+/// Bytes of one sample in columns.
+const SAMPLE_BYTES: u64 = 16;
+
+/// A cursor over merged, visible samples.
+pub(crate) struct Scan<'a> {
+    store: &'a Store,
+    shard: Arc<Shard>,
+    range: RangeInclusive<i64>,
+    blocks: Blocks,
+    /// In the order of segments.
+    series: Vec<(SeriesKey, u32)>,
+    /// The next series.
+    at: usize,
+    /// What memory had of the series from `copied_from` on.
     in_memory: Vec<SeriesColumns>,
+    copied_from: usize,
     segments: Arc<Vec<Arc<Segment>>>,
     tombstones: Arc<Vec<Arc<Tombstone>>>,
+    sources: Vec<Source<'a>>,
 }
 
-/// See `Engine::select`.
-pub(crate) fn select(
-    store: &Store,
-    shard: ShardId,
-    selection: &Selection,
-    series_max: usize,
-) -> Result<Vec<SeriesColumns>, StorageError> {
-    let Some(shard) = store.known_shard(shard) else {
-        return Ok(Vec::new());
-    };
-    let range = selection.start.0..=selection.end.0;
-    let matched = matching(&shard, selection);
-    let found = columns(store, &shard, &matched, &range, series_max)?;
-    Ok(found.into_iter().map(|(_, columns)| columns).collect())
+struct Source<'a> {
+    segment: Arc<Segment>,
+    mask: Mask,
+    reader: SegmentReader<'a>,
 }
 
-/// The merged, visible samples in `range` of those series that have any.
-pub(crate) fn columns(
-    store: &Store,
-    shard: &Shard,
-    wanted: &RoaringBitmap,
-    range: &RangeInclusive<i64>,
-    series_max: usize,
-) -> Result<Vec<(Fingerprint, SeriesColumns)>, StorageError> {
-    let snapshot = take_snapshot(shard, wanted, *range.start(), *range.end(), series_max)?;
-    let from_disk = read_segments(store, shard, &snapshot, range).inspect_err(|error| {
-        if matches!(error, StorageError::Corrupt { .. }) {
-            store.metrics.corrupt_reads.inc();
-        }
-    })?;
-    let index = shard.index.read();
-    let mut found = Vec::with_capacity(from_disk.len());
-    for ((mut columns, in_memory), ordinal) in
-        from_disk.into_iter().zip(&snapshot.in_memory).zip(&snapshot.ordinals)
-    {
-        if !in_memory.timestamps.is_empty() {
-            columns.merge(&in_memory.timestamps, &in_memory.values);
-        }
-        // Retention may have taken the series since the snapshot.
-        if let Some(series) = index.get(*ordinal).filter(|_| !columns.timestamps.is_empty()) {
-            columns.labels = series.labels.clone();
-            found.push((series.fingerprint, columns));
+impl<'a> Scan<'a> {
+    /// Of those of the series `wanted` that have samples in `range` (milliseconds).
+    pub(crate) fn new(
+        store: &'a Store,
+        shard: Arc<Shard>,
+        wanted: &RoaringBitmap,
+        range: RangeInclusive<i64>,
+        blocks: Blocks,
+    ) -> Self {
+        let series = shard.index.read().in_key_order(wanted.iter());
+        Self {
+            store,
+            shard,
+            range,
+            blocks,
+            series,
+            at: 0,
+            in_memory: Vec::new(),
+            copied_from: 0,
+            segments: Arc::default(),
+            tombstones: Arc::default(),
+            sources: Vec::new(),
         }
     }
-    Ok(found)
+
+    /// Replaces `columns` by the next series that has samples, labels left out. `None` at the end.
+    pub(crate) fn next_into(
+        &mut self,
+        columns: &mut SeriesColumns,
+    ) -> Result<Option<Fingerprint>, StorageError> {
+        Ok(self.advance(columns)?.map(|(fingerprint, _)| fingerprint))
+    }
+
+    /// [`Scan::next_into`] with labels.
+    pub(crate) fn next_labelled(&mut self) -> Result<Option<SeriesColumns>, StorageError> {
+        let mut columns = SeriesColumns::default();
+        let Some((_, labels)) = self.advance(&mut columns)? else {
+            return Ok(None);
+        };
+        columns.labels = labels;
+        Ok(Some(columns))
+    }
+
+    fn advance(
+        &mut self,
+        columns: &mut SeriesColumns,
+    ) -> Result<Option<(Fingerprint, Labels)>, StorageError> {
+        while let Some((key, ordinal)) = self.series.get(self.at).copied() {
+            if self.at >= self.copied_from + self.in_memory.len() {
+                self.copy_from_memory();
+            }
+            columns.timestamps.clear();
+            columns.values.clear();
+            self.read_segments(&key, ordinal, columns)?;
+            let in_memory = &self.in_memory[self.at - self.copied_from];
+            self.at += 1;
+            if !in_memory.timestamps.is_empty() {
+                columns.merge(&in_memory.timestamps, &in_memory.values);
+            }
+            if columns.timestamps.is_empty() {
+                continue;
+            }
+            // Retention may have taken the series meanwhile.
+            if let Some(series) = self.shard.index.read().get(ordinal) {
+                return Ok(Some((series.fingerprint, series.labels.clone())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What memory has of the next series, and the segments as they are at that moment.
+    fn copy_from_memory(&mut self) {
+        let (start, end) = (*self.range.start(), *self.range.end());
+        let some = &self.series[self.at..self.series.len().min(self.at + SERIES_PER_LOCK)];
+        let head = self.shard.head.lock();
+        self.in_memory.clear();
+        self.in_memory.extend(some.iter().map(|(_, ordinal)| copy_from_memory(&head, *ordinal, start, end)));
+        self.copied_from = self.at;
+        let is_same =
+            Arc::ptr_eq(&self.segments, &head.segments) && Arc::ptr_eq(&self.tombstones, &head.tombstones);
+        if is_same {
+            return;
+        }
+        self.segments = Arc::clone(&head.segments);
+        self.tombstones = Arc::clone(&head.tombstones);
+        drop(head);
+        // Segments are in order of time, so that most merges only append.
+        let touched = self.segments.iter().filter(|segment| segment.touches(start, end));
+        let source = |segment: &Arc<Segment>| Source {
+            segment: Arc::clone(segment),
+            mask: Mask::new(&self.tombstones, segment),
+            reader: self.store.rocks.segment_reader(segment.key, self.blocks),
+        };
+        self.sources = touched.map(source).collect();
+    }
+
+    fn read_segments(
+        &mut self,
+        key: &SeriesKey,
+        ordinal: u32,
+        columns: &mut SeriesColumns,
+    ) -> Result<(), StorageError> {
+        for Source { segment, mask, reader } in &mut self.sources {
+            if !segment.ordinals.contains(ordinal) {
+                continue;
+            }
+            reader.read(key, ordinal, &self.range, mask, columns).map_err(|error| {
+                if matches!(error, StorageError::Corrupt { .. }) {
+                    self.store.metrics.corrupt_reads.inc();
+                }
+                match self.shard.index.read().get(ordinal) {
+                    Some(series) => error.of_series(&series.labels),
+                    None => error,
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The series of one shard that match, one after the other: see `Engine::select_stream`.
+///
+/// It holds files that merges and retention would remove until it is dropped; dropping it early is how a read is
+/// cancelled.
+pub struct SeriesStream<'a> {
+    /// `None` if there is nothing, or nothing any more.
+    scan: Option<Scan<'a>>,
+    bytes: u64,
+    bytes_max: u64,
+}
+
+impl Iterator for SeriesStream<'_> {
+    type Item = Result<SeriesColumns, StorageError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let item = self.scan.as_mut()?.next_labelled().transpose();
+        let checked = item.map(|series| self.charge(series?));
+        if !matches!(checked, Some(Ok(_))) {
+            self.scan = None;
+        }
+        checked
+    }
+}
+
+impl SeriesStream<'_> {
+    fn charge(&mut self, series: SeriesColumns) -> Result<SeriesColumns, StorageError> {
+        let samples = series.len() as u64;
+        self.bytes += samples * SAMPLE_BYTES + series.labels.as_encoded().len() as u64;
+        if self.bytes > self.bytes_max {
+            return Err(StorageError::TooManyBytes { max: self.bytes_max });
+        }
+        Ok(series)
+    }
+}
+
+impl std::fmt::Debug for SeriesStream<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let left = self.scan.as_ref().map_or(0, |scan| scan.series.len() - scan.at);
+        f.debug_struct("SeriesStream").field("bytes", &self.bytes).field("series_left_max", &left).finish()
+    }
+}
+
+/// See `Engine::select_stream`.
+pub(crate) fn stream<'a>(
+    store: &'a Store,
+    shard: ShardId,
+    selection: &Selection,
+    limits: &ReadLimits,
+) -> Result<SeriesStream<'a>, StorageError> {
+    let bytes_max = limits.bytes_max;
+    let Some(shard) = store.known_shard(shard) else {
+        return Ok(SeriesStream { scan: None, bytes: 0, bytes_max });
+    };
+    let (start, end) = (selection.start.0, selection.end.0);
+    let present = present(&shard, selection);
+    if present.len() > limits.series_max as u64 {
+        return Err(StorageError::TooManySeries { matched: present.len(), max: limits.series_max });
+    }
+    let scan = Scan::new(store, shard, &present, start..=end, Blocks::ReadAgain);
+    Ok(SeriesStream { scan: Some(scan), bytes: 0, bytes_max })
 }
 
 /// The series of the tenant that satisfy the matchers, whenever they had samples.
 fn matching(shard: &Shard, selection: &Selection) -> RoaringBitmap {
     let index = shard.index.read();
     index.tenant(&selection.tenant).map(|tenant| tenant.matching(&selection.matchers)).unwrap_or_default()
-}
-
-fn take_snapshot(
-    shard: &Shard,
-    matched: &RoaringBitmap,
-    start: i64,
-    end: i64,
-    series_max: usize,
-) -> Result<Snapshot, StorageError> {
-    let head = shard.head.lock();
-    let present = head.present(matched, start, end);
-    if present.len() > series_max as u64 {
-        return Err(StorageError::TooManySeries { matched: present.len(), max: series_max });
-    }
-    let ordinals: Vec<u32> = present.iter().collect();
-    let in_memory = ordinals.iter().map(|ordinal| copy_from_memory(&head, *ordinal, start, end)).collect();
-    let (segments, tombstones) = (Arc::clone(&head.segments), Arc::clone(&head.tombstones));
-    Ok(Snapshot { ordinals, in_memory, segments, tombstones })
 }
 
 fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesColumns {
@@ -108,43 +250,6 @@ fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesCo
         columns.merge(&timestamps, &values);
     }
     columns
-}
-
-/// The flushed samples of the snapshot's series, parallel to its ordinals.
-fn read_segments(
-    store: &Store,
-    shard: &Shard,
-    snapshot: &Snapshot,
-    range: &RangeInclusive<i64>,
-) -> Result<Vec<SeriesColumns>, StorageError> {
-    let mut columns = vec![SeriesColumns::default(); snapshot.ordinals.len()];
-    // Segments are in order of time, so that most merges only append.
-    let touched = |segment: &&Arc<Segment>| segment.touches(*range.start(), *range.end());
-    let mut segments = snapshot.segments.iter().filter(touched).peekable();
-    if segments.peek().is_none() {
-        return Ok(columns);
-    }
-    let mut series: Vec<(SeriesKey, u32, usize)> = {
-        let index = shard.index.read();
-        let keyed = |(at, ordinal): (usize, &u32)| Some((index.get(*ordinal)?.key(), *ordinal, at));
-        snapshot.ordinals.iter().enumerate().filter_map(keyed).collect()
-    };
-    series.sort_unstable();
-    for segment in segments {
-        let mask = Mask::new(&snapshot.tombstones, segment);
-        let mut reader = store.rocks.segment_reader(segment.key);
-        for (key, ordinal, at) in series.iter().filter(|(_, ordinal, _)| segment.ordinals.contains(*ordinal))
-        {
-            let read = reader.read(key, range, |timestamps, values| {
-                mask.visible(*ordinal, timestamps, values, |t, v| columns[*at].merge(t, v));
-            });
-            read.map_err(|error| match shard.index.read().get(*ordinal) {
-                Some(series) => error.of_series(&series.labels),
-                None => error,
-            })?;
-        }
-    }
-    Ok(columns)
 }
 
 /// The series that match and may have samples in the range.

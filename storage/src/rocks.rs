@@ -24,6 +24,8 @@ use crate::options::EngineOptions;
 
 mod segment_reader;
 
+pub(crate) use segment_reader::{Blocks, SegmentReader};
+
 const DATA: &str = "data";
 const INDEX: &str = "index";
 const META: &str = "meta";

@@ -18,11 +18,16 @@ use crate::keys::{Segment, Tombstone};
 
 /// The tombstones that hide samples of one segment.
 #[derive(Debug)]
-pub(crate) struct Mask<'a>(Vec<&'a Tombstone>);
+pub(crate) struct Mask(Vec<Arc<Tombstone>>);
 
-impl<'a> Mask<'a> {
-    pub(crate) fn new(tombstones: &'a [Arc<Tombstone>], segment: &Segment) -> Self {
-        Self(tombstones.iter().map(|tombstone| &**tombstone).filter(|t| t.concerns(segment)).collect())
+impl Mask {
+    pub(crate) fn new(tombstones: &[Arc<Tombstone>], segment: &Segment) -> Self {
+        Self(tombstones.iter().filter(|tombstone| tombstone.concerns(segment)).cloned().collect())
+    }
+
+    /// Whether a series may have hidden samples.
+    pub(crate) fn hides_some_of(&self, ordinal: u32) -> bool {
+        self.0.iter().any(|tombstone| tombstone.ordinals.contains(ordinal))
     }
 
     /// Gives what is left of a series' samples to `each`, in one piece or several.

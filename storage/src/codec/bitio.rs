@@ -148,7 +148,7 @@ impl<'a> BitReader<'a> {
         let ones = word.trailing_ones();
         if ones + 1 + rest > 57 {
             let quotient = self.get_unary(max)?;
-            return Some((quotient << rest).checked_add(usize::try_from(self.get(rest)?).ok()?)?);
+            return (quotient << rest).checked_add(usize::try_from(self.get(rest)?).ok()?);
         }
         self.skip(ones + 1 + rest)?;
         let low = word >> (ones + 1) & low_mask(rest);

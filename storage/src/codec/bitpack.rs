@@ -269,7 +269,7 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..600), width in 0..=64_u32, count in 0..=BLOCK,
         ) {
             let step = width as usize;
-            let count = if step == 0 { count } else { count.min(bytes.len() * 8 / step) };
+            let count = (bytes.len() * 8).checked_div(step).map_or(count, |most| most.min(count));
             let mut want = vec![0; count];
             unpack_from(0, &bytes, width, &mut want);
             let mut got = vec![7; count];

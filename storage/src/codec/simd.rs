@@ -8,7 +8,10 @@
 //! the slices' lengths were checked for. It makes decoding about twice as fast as the scalar loops.
 #![cfg_attr(
     target_arch = "x86_64",
-    expect(unsafe_code, reason = "vector loads, stores and calls; bounds and features are checked beside them")
+    expect(
+        unsafe_code,
+        reason = "vector loads, stores and calls; bounds and features are checked beside them"
+    )
 )]
 
 use super::ints::Line;
@@ -67,7 +70,13 @@ mod x86 {
             return 0;
         }
         // SAFETY: the processor has AVX2.
-        unsafe { if width <= 15 { unpack_narrow(window, width, numbers) } else { unpack_wide(window, width, numbers) } }
+        unsafe {
+            if width <= 15 {
+                unpack_narrow(window, width, numbers)
+            } else {
+                unpack_wide(window, width, numbers)
+            }
+        }
     }
 
     /// The numbers of residuals. Returns how many it did, a multiple of four; `line` stands behind them.
@@ -81,7 +90,12 @@ mod x86 {
     }
 
     /// The values of residuals, like [`numbers`].
-    pub(in super::super) fn values(line: &mut Line, finish: Finish, residuals: &[u64], out: &mut [f64]) -> usize {
+    pub(in super::super) fn values(
+        line: &mut Line,
+        finish: Finish,
+        residuals: &[u64],
+        out: &mut [f64],
+    ) -> usize {
         assert_eq!(residuals.len(), out.len());
         if !is_x86_feature_detected!("avx2") {
             return 0;
@@ -130,7 +144,7 @@ mod x86 {
         let mask = _mm256_set1_epi64x((1 << width) - 1);
         let lane = width.cast_signed() as i64;
         let first = _mm256_set_epi64x(3 * lane, 2 * lane, lane, 0);
-        let second = _mm256_add_epi64(first, _mm256_set1_epi64x(4 * lane & 7));
+        let second = _mm256_add_epi64(first, _mm256_set1_epi64x((4 * lane) & 7));
         let middle = width / 2;
         let (mut at, mut done) = (0, 0);
         for group in numbers.chunks_exact_mut(8) {
@@ -156,11 +170,9 @@ mod x86 {
     fn unpack_wide(window: &[u8], width: usize, numbers: &mut [u64]) -> usize {
         let mask = _mm256_set1_epi64x((1 << width) - 1);
         let lane = width.cast_signed() as i64;
-        let offset = |pair: usize| 2 * width * pair >> 3;
-        let shift = |pair: i64| 2 * lane * pair & 7;
-        let shifts = |a: i64, b: i64| {
-            _mm256_set_epi64x(shift(b) + lane, shift(b), shift(a) + lane, shift(a))
-        };
+        let offset = |pair: usize| (2 * width * pair) >> 3;
+        let shift = |pair: i64| (2 * lane * pair) & 7;
+        let shifts = |a: i64, b: i64| _mm256_set_epi64x(shift(b) + lane, shift(b), shift(a) + lane, shift(a));
         let (first, second) = (shifts(0, 1), shifts(2, 3));
         let (mut at, mut done) = (0, 0);
         for group in numbers.chunks_exact_mut(8) {
@@ -175,7 +187,10 @@ mod x86 {
                 };
                 let out: *mut __m256i = group.as_mut_ptr().cast();
                 _mm256_storeu_si256(out, _mm256_and_si256(_mm256_srlv_epi64(pairs(0, 1), first), mask));
-                _mm256_storeu_si256(out.add(1), _mm256_and_si256(_mm256_srlv_epi64(pairs(2, 3), second), mask));
+                _mm256_storeu_si256(
+                    out.add(1),
+                    _mm256_and_si256(_mm256_srlv_epi64(pairs(2, 3), second), mask),
+                );
             }
             at += width;
             done += 8;
@@ -204,8 +219,12 @@ mod x86 {
                 (Order::Values, _) => restore_as::<VALUES, true>(line, residuals, out, finish),
                 (Order::Deltas, 1) => restore_as::<DELTAS, false>(line, residuals, out, finish),
                 (Order::Deltas, _) => restore_as::<DELTAS, true>(line, residuals, out, finish),
-                (Order::DeltasOfDeltas, 1) => restore_as::<DELTAS_OF_DELTAS, false>(line, residuals, out, finish),
-                (Order::DeltasOfDeltas, _) => restore_as::<DELTAS_OF_DELTAS, true>(line, residuals, out, finish),
+                (Order::DeltasOfDeltas, 1) => {
+                    restore_as::<DELTAS_OF_DELTAS, false>(line, residuals, out, finish)
+                }
+                (Order::DeltasOfDeltas, _) => {
+                    restore_as::<DELTAS_OF_DELTAS, true>(line, residuals, out, finish)
+                }
             }
         }
     }
@@ -312,9 +331,16 @@ mod tests {
     fn line() -> impl Strategy<Value = Line> {
         let small = || prop_oneof![any::<i64>(), -50..50_i64, Just(0)];
         let gcd = prop_oneof![Just(1), 1..5000_u64, any::<u64>()];
-        (0..3_usize, small(), gcd, small(), small(), small()).prop_map(|(order, first, gcd, centre, y, slope)| {
-            Line { order: Order::ALL[order], first, gcd, centre, y, slope }
-        })
+        (0..3_usize, small(), gcd, small(), small(), small()).prop_map(
+            |(order, first, gcd, centre, y, slope)| Line {
+                order: Order::ALL[order],
+                first,
+                gcd,
+                centre,
+                y,
+                slope,
+            },
+        )
     }
 
     fn residuals() -> impl Strategy<Value = Vec<u64>> {

@@ -4,11 +4,13 @@ use std::cmp::Ordering;
 use std::ops::RangeInclusive;
 
 use rocksdb::DBRawIterator;
+use saturn_model::SeriesColumns;
 
 use super::{DATA, Rocks, hex, read_options};
 use crate::error::StorageError;
 use crate::keys::{SegmentKey, SeriesKey};
 use crate::page::Page;
+use crate::tombstones::Mask;
 
 /// Pages to walk over before seeking: a step costs a fraction of a seek.
 const STEPS_MAX: usize = 2;
@@ -23,6 +25,15 @@ pub(crate) struct SegmentReader<'a> {
     values: Vec<f64>,
 }
 
+/// What comes of the blocks that are read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Blocks {
+    /// They are likely to be read again soon: they go to the cache.
+    ReadAgain,
+    /// They are not, and the cache keeps what it has.
+    ReadOnce,
+}
+
 /// Where the cursor is.
 #[derive(Clone, Copy, PartialEq)]
 enum Place {
@@ -34,8 +45,9 @@ enum Place {
 
 impl Rocks {
     /// A reader of one segment.
-    pub(crate) fn segment_reader(&self, segment: SegmentKey) -> SegmentReader<'_> {
+    pub(crate) fn segment_reader(&self, segment: SegmentKey, blocks: Blocks) -> SegmentReader<'_> {
         let mut options = read_options();
+        options.fill_cache(blocks == Blocks::ReadAgain);
         options.set_iterate_lower_bound(segment.data_prefix());
         options.set_iterate_upper_bound(segment.data_end());
         let rows = self.db.raw_iterator_cf_opt(self.family(DATA), options);
@@ -51,20 +63,23 @@ impl Rocks {
 }
 
 impl SegmentReader<'_> {
-    /// Gives the samples of `series` in `range` (milliseconds) to `each`, chunk after chunk. To be called with
-    /// ascending series, of which the segment's row says that they are here.
+    /// Adds the samples of `series` in `range` (milliseconds) that `mask` leaves to `columns`, chunk after chunk. To
+    /// be called with ascending series, of which the segment's row says that they are here.
     pub(crate) fn read(
         &mut self,
         series: &SeriesKey,
+        ordinal: u32,
         range: &RangeInclusive<i64>,
-        mut each: impl FnMut(&[i64], &[f64]),
+        mask: &Mask,
+        columns: &mut SeriesColumns,
     ) -> Result<(), StorageError> {
         let Some(mut at) = self.find(series)? else {
             // Leaving it out would be a silent hole.
             return Err(self.damaged("a series is missing"));
         };
+        let is_masked = mask.hides_some_of(ordinal);
         loop {
-            self.give(at, range, &mut each)?;
+            self.add(at, range, is_masked.then_some((mask, ordinal)), columns)?;
             at += 1;
             self.place = Place::Chunk(at);
             if at < self.page.len() {
@@ -83,11 +98,13 @@ impl SegmentReader<'_> {
         }
     }
 
-    fn give(
+    /// Adds what is wanted of chunk `at`.
+    fn add(
         &mut self,
         at: usize,
         range: &RangeInclusive<i64>,
-        each: &mut impl FnMut(&[i64], &[f64]),
+        mask: Option<(&Mask, u32)>,
+        columns: &mut SeriesColumns,
     ) -> Result<(), StorageError> {
         let Some(times) = self.page.times(at) else {
             return Err(self.damaged("times are damaged"));
@@ -97,13 +114,26 @@ impl SegmentReader<'_> {
         if from == to {
             return Ok(());
         }
+        let is_next = columns.timestamps.last().is_none_or(|last| *last < times[from]);
+        if is_next && mask.is_none() {
+            // The usual chunk: values are decoded to where they stay.
+            columns.timestamps.extend_from_slice(&times[from..to]);
+            let decoded = self.page.decode_values(at, from..to, &mut columns.values);
+            if decoded.is_none() || columns.values.len() != columns.timestamps.len() {
+                return Err(self.damaged("values are damaged"));
+            }
+            return Ok(());
+        }
         self.values.clear();
         let decoded = self.page.decode_values(at, from..to, &mut self.values);
         if decoded.is_none() || self.values.len() != to - from {
             return Err(self.damaged("values are damaged"));
         }
-        let times = self.page.times(at).expect("they were just decoded");
-        each(&times[from..to], &self.values);
+        let times = &self.page.times(at).expect("they were just decoded")[from..to];
+        match mask {
+            Some((mask, ordinal)) => mask.visible(ordinal, times, &self.values, |t, v| columns.merge(t, v)),
+            None => columns.merge(times, &self.values),
+        }
         Ok(())
     }
 
