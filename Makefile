@@ -76,6 +76,11 @@ bench-storage: build test-deps ## CPU, disk and memory of samples, beside Promet
 	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/storage disk
 	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/storage million $(BENCH_FLAGS)
 
+.PHONY: bench-promql
+bench-promql: test-deps ## samples per second of PromQL evaluation, beside Prometheus
+	cargo build --locked --release --package saturn-benches --bin promql
+	$(CARGO_TARGET_DIR)/release/promql $(BENCH_FLAGS)
+
 .PHONY: soak
 soak: build ## an hour at half of the peak, every answer compared with a model
 	cargo build --locked --release --package saturn-benches --bin soak

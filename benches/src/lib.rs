@@ -22,7 +22,7 @@ mod usage;
 pub use engine::{EngineFigures, measure_engine};
 pub use figures::{Figures, machine, table};
 pub use load::{Load, LoadOptions, SCRAPE_INTERVAL_MS};
-pub use peer::PeerKind;
+pub use peer::{Peer, PeerKind};
 pub use recording::{read_recording, record};
 pub use run::{check_count, measure};
 pub use sending::{Sent, send_all};

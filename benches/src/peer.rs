@@ -163,6 +163,7 @@ fn spawn(kind: PeerKind, folder: &Path, address: &str) -> Result<Process> {
                 "--storage.tsdb.retention.time=100y".to_owned(),
                 "--web.enable-remote-write-receiver".to_owned(),
                 "--web.enable-admin-api".to_owned(),
+                "--enable-feature=native-histograms".to_owned(),
             ],
         ),
     };

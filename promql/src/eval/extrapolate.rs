@@ -74,10 +74,10 @@ fn float_change(window: Window<'_>, change: Change, overlap: impl FnOnce()) -> O
     };
     let mut result = last - first;
     if change.is_of_counter() {
-        if window.starts.is_empty() {
+        if window.starts.is_empty() && window.falls {
             let resets = window.values.windows(2).filter(|pair| pair[1] < pair[0]);
             resets.for_each(|pair| result += pair[0]);
-        } else {
+        } else if !window.starts.is_empty() {
             result += resets_with_starts(window, overlap);
         }
     }
@@ -169,7 +169,7 @@ mod tests {
 
     fn window<'a>(timestamps: &'a [i64], values: &'a [f64], start: i64, end: i64) -> Window<'a> {
         let histograms = HistogramWindow::default();
-        Window { timestamps, values, starts: &[], histograms, time: end, start, end }
+        Window { timestamps, values, starts: &[], histograms, falls: true, time: end, start, end }
     }
 
     fn change_of(window: Window<'_>, change: Change) -> Option<f64> {

@@ -30,6 +30,8 @@ pub(super) struct Window<'a> {
     /// Start timestamps of the floats, or empty if none are known or wanted.
     pub(super) starts: &'a [i64],
     pub(super) histograms: HistogramWindow<'a>,
+    /// Whether any float of the series, in this window or not, is smaller than the one before.
+    pub(super) falls: bool,
     /// The step's own time.
     pub(super) time: i64,
     /// Where the range begins, exclusive.
@@ -349,6 +351,7 @@ impl Ranges {
             StartTimestamps::Used => (&columns.start_timestamps, &histograms.start_timestamps),
             StartTimestamps::Ignored => (&[], &[]),
         };
+        let falls = columns.values.windows(2).any(|pair| pair[1] < pair[0]);
         let (mut floats, mut hists) = (Slider::default(), Slider::default());
         // One series of many steps and long windows can be most of a query's work.
         let mut work = 0;
@@ -374,6 +377,7 @@ impl Ranges {
                         values: hists.of(&histograms.values),
                         starts: hists.of(histogram_starts),
                     },
+                    falls,
                     time,
                     start,
                     end,
