@@ -1,12 +1,14 @@
 //! The internal service: what other nodes ask of this one.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
 use saturn_proto::peer;
 use saturn_proto::peer::peer_server::Peer;
-use saturn_replication::PlacementHandle;
+use saturn_replication::{PlacementHandle, SelectRequest};
 use saturn_ring::ClusterId;
-use tokio_stream::Iter;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -15,6 +17,8 @@ use crate::wire;
 
 /// Size at which an answer's frame is sent.
 const FRAME_BYTES: usize = 1 << 20;
+/// Frames that wait for the network before reading waits, too.
+const FRAMES_WAITING_MAX: usize = 2;
 
 /// Answers other nodes.
 pub(crate) struct PeerService {
@@ -23,7 +27,7 @@ pub(crate) struct PeerService {
     pub(crate) placement: Arc<OnceLock<Arc<PlacementHandle>>>,
 }
 
-type FrameStream = Iter<std::vec::IntoIter<Result<peer::SelectFrame, Status>>>;
+type FrameStream = ReceiverStream<Result<peer::SelectFrame, Status>>;
 
 impl PeerService {
     /// This node's replica, if the caller speaks for the same cluster.
@@ -49,6 +53,24 @@ fn invalid(error: saturn_proto::WireError) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
+/// Reads shard after shard, no faster than the caller takes the frames, and stops when it is gone.
+fn send_series(
+    replica: &Replica,
+    request: &SelectRequest,
+    frames: &mpsc::Sender<Result<peer::SelectFrame, Status>>,
+) {
+    for (shard, epoch) in &request.shards {
+        let mut writer = wire::FrameWriter::new(*shard, FRAME_BYTES);
+        let read = replica.read_shard((*shard, *epoch), request, |series| {
+            let sent = writer.push(&series).map_or(Ok(()), |frame| frames.blocking_send(Ok(frame)));
+            if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        if frames.blocking_send(Ok(writer.finish(read))).is_err() {
+            return;
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Peer for PeerService {
     type SelectStream = FrameStream;
@@ -70,9 +92,9 @@ impl Peer for PeerService {
         let message = request.into_inner();
         let replica = self.replica(&message.cluster)?;
         let request = wire::select_request_from(&message).map_err(invalid)?;
-        let replies = replica.select(request).await;
-        let frames = replies.into_iter().flat_map(|reply| wire::select_frames(reply, FRAME_BYTES));
-        Ok(Response::new(tokio_stream::iter(frames.map(Ok).collect::<Vec<_>>())))
+        let (frames, answer) = mpsc::channel(FRAMES_WAITING_MAX);
+        tokio::task::spawn_blocking(move || send_series(&replica, &request, &frames));
+        Ok(Response::new(ReceiverStream::new(answer)))
     }
 
     async fn labels(

@@ -3,6 +3,7 @@
 //! Local requests and those of other nodes come through here alike, so that both obey the same rule: a
 //! request that carries another epoch than the one this replica holds is refused, never served.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use saturn_model::{SeriesColumns, ShardId};
@@ -11,7 +12,10 @@ use saturn_replication::{
     ShardRefusal, ShardReply,
 };
 use saturn_ring::{Epoch, Fence, NodeId};
-use saturn_storage::{Engine, StorageError};
+use saturn_storage::{Engine, ReadLimits, StorageError};
+
+/// Most bytes of samples with which one shard answers a read: 64 Mi samples.
+const SHARD_BYTES_MAX: u64 = 1 << 30;
 
 /// The replica side of this node.
 #[derive(Clone)]
@@ -68,14 +72,43 @@ impl Replica {
         let read = tokio::task::spawn_blocking(move || {
             let select = |(shard, epoch): &(ShardId, Epoch)| ShardReply {
                 shard: *shard,
-                result: replica.check(*shard, *epoch).and_then(|()| {
-                    let engine = &replica.engine;
-                    engine.select(*shard, &request.selection, request.series_max).map_err(refusal_of)
-                }),
+                result: replica.collect_shard((*shard, *epoch), &request),
             };
             request.shards.iter().map(select).collect()
         });
         read.await.unwrap_or_else(|e| all_failed(&shards, &e))
+    }
+
+    fn collect_shard(
+        &self,
+        shard: (ShardId, Epoch),
+        request: &SelectRequest,
+    ) -> Result<Vec<SeriesColumns>, ShardRefusal> {
+        let mut found = Vec::new();
+        self.read_shard(shard, request, |series| {
+            found.push(series);
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
+    }
+
+    /// Reads one shard, and gives series after series to `each`, until it does not want more. Blocks. What was
+    /// given does not count if this returns a refusal.
+    pub(crate) fn read_shard(
+        &self,
+        (shard, epoch): (ShardId, Epoch),
+        request: &SelectRequest,
+        mut each: impl FnMut(SeriesColumns) -> ControlFlow<()>,
+    ) -> Result<(), ShardRefusal> {
+        self.check(shard, epoch)?;
+        let limits = ReadLimits { series_max: request.series_max, bytes_max: SHARD_BYTES_MAX };
+        let stream = self.engine.select_stream(shard, &request.selection, limits).map_err(refusal_of)?;
+        for series in stream {
+            if each(series.map_err(refusal_of)?).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Reads label names, values or sets of whole shards, off the async threads.
@@ -110,7 +143,9 @@ impl Replica {
 
 fn refusal_of(error: StorageError) -> ShardRefusal {
     match error {
-        StorageError::TooManySeries { .. } => ShardRefusal::TooManySeries(error.to_string()),
+        StorageError::TooManySeries { .. } | StorageError::TooManyBytes { .. } => {
+            ShardRefusal::TooManySeries(error.to_string())
+        }
         other => ShardRefusal::Failed(other.to_string()),
     }
 }

@@ -156,36 +156,46 @@ pub(crate) fn select_request_from(message: &peer::SelectRequest) -> Result<Selec
     })
 }
 
-/// One shard's answer, cut into frames of about `frame_bytes`.
-pub(crate) fn select_frames(
-    reply: ShardReply<Vec<SeriesColumns>>,
+/// One shard's answer being cut into frames of about `frame_bytes`.
+pub(crate) struct FrameWriter {
+    frame: peer::SelectFrame,
+    bytes: usize,
     frame_bytes: usize,
-) -> Vec<peer::SelectFrame> {
-    let shard = u32::from(reply.shard.0);
-    let empty = || peer::SelectFrame { shard, series: Vec::new(), done: false, refusal: None };
-    let series = match reply.result {
-        Ok(series) => series,
-        Err(refusal) => {
-            return vec![peer::SelectFrame {
+}
+
+impl FrameWriter {
+    pub(crate) fn new(shard: ShardId, frame_bytes: usize) -> Self {
+        Self { frame: empty_frame(u32::from(shard.0)), bytes: 0, frame_bytes }
+    }
+
+    /// Adds a series. Returns the frame that is full with it.
+    pub(crate) fn push(&mut self, series: &SeriesColumns) -> Option<peer::SelectFrame> {
+        let message = convert::series_to_message(series);
+        self.bytes += message.labels.len() + message.timestamps.len() + message.values.len();
+        self.frame.series.push(message);
+        if self.bytes < self.frame_bytes {
+            return None;
+        }
+        self.bytes = 0;
+        let next = empty_frame(self.frame.shard);
+        Some(std::mem::replace(&mut self.frame, next))
+    }
+
+    /// The last frame. After a refusal, the series that were sent do not count.
+    pub(crate) fn finish(self, read: Result<(), ShardRefusal>) -> peer::SelectFrame {
+        match read {
+            Ok(()) => peer::SelectFrame { done: true, ..self.frame },
+            Err(refusal) => peer::SelectFrame {
                 refusal: Some(refusal_message(refusal)),
                 done: true,
-                ..empty()
-            }];
+                ..empty_frame(self.frame.shard)
+            },
         }
-    };
-    let mut frames = vec![empty()];
-    let mut bytes = 0;
-    for one in series {
-        if bytes >= frame_bytes {
-            frames.push(empty());
-            bytes = 0;
-        }
-        let message = convert::series_to_message(&one);
-        bytes += message.labels.len() + message.timestamps.len() + message.values.len();
-        frames.last_mut().expect("never empty").series.push(message);
     }
-    frames.last_mut().expect("never empty").done = true;
-    frames
+}
+
+fn empty_frame(shard: u32) -> peer::SelectFrame {
+    peer::SelectFrame { shard, series: Vec::new(), done: false, refusal: None }
 }
 
 /// Puts the frames of an answer together; a shard counts once its last frame has come.
@@ -289,4 +299,58 @@ pub(crate) fn labels_reply(
         Ok(ShardReply { shard, result })
     };
     message.shards.into_iter().map(reply).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use saturn_model::{Labels, Selection, TenantId, TimestampMs};
+
+    fn series(name: &str) -> SeriesColumns {
+        let labels = Labels::from_pairs([("__name__", name)]).expect("valid");
+        SeriesColumns::floats(labels, vec![1, 2, 3], vec![1.0, 2.0, 3.0])
+    }
+
+    fn request(shards: u16) -> SelectRequest {
+        let tenant = TenantId::new("demo").expect("valid");
+        let (start, end) = (TimestampMs(0), TimestampMs(9));
+        SelectRequest {
+            selection: Selection { tenant, matchers: Vec::new(), start, end },
+            shards: (0..shards).map(|shard| (ShardId(shard), Epoch(1))).collect(),
+            series_max: 10,
+        }
+    }
+
+    #[test]
+    fn frames_are_put_together_and_a_late_refusal_counts() {
+        let mut collector = SelectCollector::new(&request(2));
+        let mut full = 0;
+        for (shard, read) in [(0, Ok(())), (1, Err(ShardRefusal::Failed("damaged".into())))] {
+            let mut writer = FrameWriter::new(ShardId(shard), 30);
+            for name in ["a", "b", "c"] {
+                if let Some(frame) = writer.push(&series(name)) {
+                    full += 1;
+                    collector.add(frame).expect("own frame");
+                }
+            }
+            collector.add(writer.finish(read)).expect("own frame");
+        }
+        assert!(full >= 2, "{full} frames were full");
+        let mut replies = collector.finish().expect("all shards are done");
+        replies.sort_by_key(|reply| reply.shard);
+        let names = |reply: &ShardReply<Vec<SeriesColumns>>| -> Option<Vec<String>> {
+            let series = reply.result.as_ref().ok()?;
+            Some(series.iter().map(|series| series.labels.metric_name().to_owned()).collect())
+        };
+        assert_eq!(names(&replies[0]), Some(vec!["a".into(), "b".into(), "c".into()]));
+        assert!(matches!(&replies[1].result, Err(ShardRefusal::Failed(text)) if text == "damaged"));
+    }
+
+    #[test]
+    fn an_answer_without_its_last_frame_is_none() {
+        let mut collector = SelectCollector::new(&request(1));
+        let mut writer = FrameWriter::new(ShardId(0), 1);
+        collector.add(writer.push(&series("a")).expect("full")).expect("own frame");
+        assert!(collector.finish().is_err());
+    }
 }

@@ -136,7 +136,8 @@ pub enum ShardRefusal {
     Behind,
     /// The record, which both sides agree on, names other nodes.
     NotOwner,
-    /// The selection matches more series than the request allows. The text names the limit.
+    /// The selection matches more series than the request allows, or more samples than one shard answers with.
+    /// The text names the limit.
     TooManySeries(String),
     /// Anything else.
     Failed(String),

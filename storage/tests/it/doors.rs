@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use saturn_model::{MatchOp, ShardId};
-use saturn_storage::{AppendOutcome, Engine, EngineOptions, StorageError};
+use saturn_model::{Labels, MatchOp, ShardId, TimestampMs};
+use saturn_storage::{AppendOutcome, Engine, EngineOptions, ReadLimits, StorageError};
 
 use crate::copy::copy_dir;
 use crate::support::{Sending, append, batch, everything, labels, matcher, open, tenant, try_open, within};
@@ -293,4 +293,41 @@ fn a_log_that_lost_its_end_is_noticed() {
     let text = error.to_string();
     assert!(matches!(error, StorageError::Corrupt { offset: 40, .. }), "{text}");
     assert!(text.contains("00000001.wal") && text.contains(&len.to_string()), "{text}");
+}
+
+#[test]
+fn a_stream_goes_on_through_flushes_and_ends_at_its_limit_of_bytes() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path());
+    let demo = tenant("demo");
+    let series: Vec<Labels> = (0..200).map(|i| labels(&[("__name__", "m"), ("i", &i.to_string())])).collect();
+    let write = |samples: &[(i64, f64)]| {
+        let all: Vec<(&Labels, &[(i64, f64)])> = series.iter().map(|labels| (labels, samples)).collect();
+        append(&engine, vec![batch(&demo, SHARD, Sending::WithLabels, &all)]).expect("appended");
+    };
+    write(&[(1, 1.0), (2, 2.0)]);
+    engine.flush().expect("flushed");
+    write(&[(3, 3.0)]);
+    let limits = |bytes_max| ReadLimits { series_max: 200, bytes_max };
+    let all = everything(&demo);
+    let mut stream = engine.select_stream(SHARD, &all, limits(u64::MAX)).expect("selected");
+    let mut found: Vec<_> = stream.by_ref().take(3).map(|series| series.expect("read")).collect();
+    engine.flush().expect("flushed");
+    engine.maintain(TimestampMs(100 * 7_200_000)).expect("merged");
+    found.extend(stream.map(|series| series.expect("read")));
+    assert_eq!(found.len(), 200);
+    assert!(found.iter().all(|series| series.timestamps == [1, 2, 3] && series.values == [1.0, 2.0, 3.0]));
+
+    let mut stream = engine.select_stream(SHARD, &all, limits(1000)).expect("selected");
+    let handed_out = stream.by_ref().take_while(Result::is_ok).count();
+    assert!((1..20).contains(&handed_out), "{handed_out} series in 1000 bytes");
+    assert!(stream.next().is_none(), "nothing follows an error");
+    let mut stream = engine.select_stream(SHARD, &all, limits(10)).expect("selected");
+    let error = stream.next().expect("an answer").expect_err("too many bytes");
+    assert!(
+        matches!(error, StorageError::TooManyBytes { max: 10 }) && error.to_string().contains("10 bytes")
+    );
+    let few = ReadLimits { series_max: 199, bytes_max: u64::MAX };
+    let refused = engine.select_stream(SHARD, &all, few).expect_err("too many series");
+    assert!(matches!(refused, StorageError::TooManySeries { matched: 200, max: 199 }));
 }
