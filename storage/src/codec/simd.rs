@@ -30,6 +30,7 @@ pub(super) enum Finish {
 }
 
 /// The widest numbers that [`unpack`] does anything for.
+#[cfg(target_arch = "x86_64")]
 pub(super) const WIDTH_MAX: usize = 29;
 
 #[cfg(not(target_arch = "x86_64"))]
