@@ -131,12 +131,14 @@ impl Replica {
         let (engine, selection) = (&self.engine, &request.selection);
         Ok(match &request.question {
             LabelsQuestion::Names => {
-                LabelsAnswer::Texts(engine.label_names(shard, selection)?.into_iter().collect())
+                LabelsAnswer::Texts(engine.label_names(shard, selection, usize::MAX)?.items)
             }
             LabelsQuestion::ValuesOf(name) => {
-                LabelsAnswer::Texts(engine.label_values(shard, selection, name)?.into_iter().collect())
+                LabelsAnswer::Texts(engine.label_values(shard, selection, name, usize::MAX)?.items)
             }
-            LabelsQuestion::Series => LabelsAnswer::Series(engine.series(shard, selection)?),
+            LabelsQuestion::Series => {
+                LabelsAnswer::Series(engine.series(shard, selection, usize::MAX)?.items)
+            }
         })
     }
 }

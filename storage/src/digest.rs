@@ -10,6 +10,7 @@ use saturn_model::{Fingerprint, SeriesColumns, ShardId};
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::Window;
+use crate::past;
 use crate::read::Scan;
 use crate::rocks::Blocks;
 
@@ -22,9 +23,15 @@ pub(crate) fn digest(store: &Store, shard: ShardId, window: Window) -> Result<[u
     let Some(shard) = store.known_shard(shard) else {
         return Ok(buckets);
     };
-    let known = shard.index.read().known();
     let range = window.start()..=window.end() - 1;
-    let mut scan = Scan::new(store, shard, &known, range, Blocks::ReadOnce);
+    let present = {
+        let head = shard.head.lock();
+        let mut all = shard.index.read().known().clone();
+        head.segments.iter().for_each(|segment| all |= &segment.ordinals);
+        head.present(&all, *range.start(), *range.end())
+    };
+    let series = past::in_key_order(store, &shard, &present)?;
+    let mut scan = Scan::new(store, shard, series, range, Blocks::ReadOnce);
     let mut columns = SeriesColumns::default();
     while let Some(fingerprint) = scan.next_into(&mut columns)? {
         let bucket = &mut buckets[bucket_of(fingerprint)];

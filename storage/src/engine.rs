@@ -15,16 +15,21 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
-use saturn_model::{Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TimestampMs};
+use saturn_model::{
+    Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
+};
 
 use crate::digest;
 use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::flush::{self, FlushSignal};
+use crate::index::Dictionary;
 use crate::keys::{Segment, Tombstone, Window};
+use crate::labels::{self, Cardinality, Listed};
 use crate::merge;
 use crate::metrics::Metrics;
 use crate::options::{EngineOptions, EngineStats, ReadLimits};
+use crate::past::PastCache;
 use crate::read::{self, SeriesStream};
 use crate::rocks::{Meta, Rocks};
 use crate::shard::Shard;
@@ -56,6 +61,10 @@ pub struct AppendOutcome {
 pub(crate) struct Store {
     pub(crate) options: EngineOptions,
     pub(crate) shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
+    /// The label pairs of all shards.
+    pub(crate) dictionary: Arc<Dictionary>,
+    /// What was found of series that are not in memory.
+    pub(crate) past: PastCache,
     pub(crate) rocks: Rocks,
     disk: Disk,
     pub(crate) wal: Wal,
@@ -95,17 +104,20 @@ impl Engine {
         fs::create_dir(&temporary).map_err(clearing)?;
 
         let mut shards = HashMap::new();
+        let dictionary = Arc::default();
         let mut meta = rocks.load_meta()?;
-        restore(&rocks, &mut meta, &mut shards)?;
+        restore(&rocks, &mut meta, &mut shards, &dictionary)?;
         let live: BTreeSet<(Window, u64)> =
             meta.segments.iter().map(|segment| (segment.key.window, segment.key.segment)).collect();
         let orphans = rocks.remove_orphans(|window, number| live.contains(&(window, number)))?;
         let mut head_samples = 0;
         let replayed = wal::replay(&wal_dir, meta.replay_from, |record| {
-            head_samples += shard_of(&mut shards, record.shard).replay(record)?.new_samples as u64;
+            head_samples +=
+                shard_of(&mut shards, &dictionary, record.shard).replay(record)?.new_samples as u64;
             Ok(())
         })?;
         let records = replayed.records;
+        shards.values().for_each(|shard| shard.finish_restoring());
         let position = options.dir.join("position");
         wal::check_position(&position, &wal_dir, meta.replay_from.unwrap_or(FIRST_SEGMENT), &replayed)?;
 
@@ -130,8 +142,10 @@ impl Engine {
         );
         let store = Arc::new(Store {
             disk: Disk::new(options.dir.clone(), options.reserve_bytes),
+            past: PastCache::new(options.index_cache_bytes),
             options,
             shards: RwLock::new(shards),
+            dictionary,
             rocks,
             wal,
             metrics,
@@ -219,8 +233,17 @@ impl Engine {
 
     /// The label sets of one shard's series that match and have samples in the range, or in the same 2 h
     /// window on disk.
-    pub fn series(&self, shard: ShardId, selection: &Selection) -> Result<Vec<Labels>, StorageError> {
-        Ok(read::series(&self.inner.store, shard, selection))
+    /// At most `limit`, and whether there are more.
+    ///
+    /// # Errors
+    /// As with [`Engine::select`], as for the other listings.
+    pub fn series(
+        &self,
+        shard: ShardId,
+        selection: &Selection,
+        limit: usize,
+    ) -> Result<Listed<Labels>, StorageError> {
+        labels::series(&self.inner.store, shard, selection, limit)
     }
 
     /// The label names of those series (see [`Engine::series`]). Without matchers: of all of the tenant's.
@@ -228,8 +251,9 @@ impl Engine {
         &self,
         shard: ShardId,
         selection: &Selection,
-    ) -> Result<BTreeSet<String>, StorageError> {
-        Ok(read::label_names(&self.inner.store, shard, selection))
+        limit: usize,
+    ) -> Result<Listed<String>, StorageError> {
+        labels::label_names(&self.inner.store, shard, selection, limit)
     }
 
     /// The values that label `name` has on those series (see [`Engine::series`]).
@@ -238,8 +262,15 @@ impl Engine {
         shard: ShardId,
         selection: &Selection,
         name: &str,
-    ) -> Result<BTreeSet<String>, StorageError> {
-        Ok(read::label_values(&self.inner.store, shard, selection, name))
+        limit: usize,
+    ) -> Result<Listed<String>, StorageError> {
+        labels::label_values(&self.inner.store, shard, selection, name, limit)
+    }
+
+    /// How many series the tenant's labels have, of the series in memory, in all shards of this node; the `top`
+    /// of each kind.
+    pub fn cardinality(&self, tenant: &TenantId, top: usize) -> Cardinality {
+        labels::cardinality(&self.inner.store, tenant, top)
     }
 
     /// Moves what is in memory to RocksDB and removes the log that is not needed any more. Blocks.
@@ -289,10 +320,12 @@ impl Engine {
             let head = shard.head.lock();
             (series + head.samples.series() as u64, bytes + head.samples.bytes() as u64)
         });
+        let index_bytes: usize = shards.values().map(|shard| shard.index.read().bytes()).sum();
         EngineStats {
             head_series,
             head_bytes,
             series: shards.values().map(|shard| shard.index.read().len()).sum(),
+            index_bytes: (index_bytes + store.dictionary.bytes()) as u64,
             head_samples: store.samples_in_memory(),
             wal_bytes: store.wal.bytes(),
             disk_bytes: store.rocks.disk_bytes(),
@@ -381,7 +414,8 @@ impl Store {
     }
 
     fn shard(&self, shard: ShardId) -> Arc<Shard> {
-        self.known_shard(shard).unwrap_or_else(|| Arc::clone(shard_of(&mut self.shards.write(), shard)))
+        self.known_shard(shard)
+            .unwrap_or_else(|| Arc::clone(shard_of(&mut self.shards.write(), &self.dictionary, shard)))
     }
 
     fn samples_in_memory(&self) -> u64 {
@@ -400,6 +434,12 @@ impl Store {
         self.metrics.duplicate_samples.inc_by(appended.duplicates as u64);
         self.metrics.unknown_series.inc_by(appended.unknown.len() as u64);
         self.metrics.series.inc_by(gauge(appended.new_series as u64));
+    }
+
+    /// Series came or went otherwise than by an append.
+    pub(crate) fn count_series(&self) {
+        let series: u64 = self.shards.read().values().map(|shard| shard.index.read().len()).sum();
+        self.metrics.series.set(gauge(series));
     }
 
     /// Samples left memory.
@@ -445,8 +485,12 @@ fn create_dir(dir: &Path) -> Result<(), StorageError> {
     wal::sync_dir(parent).map_err(io)
 }
 
-fn shard_of(shards: &mut HashMap<ShardId, Arc<Shard>>, shard: ShardId) -> &Arc<Shard> {
-    shards.entry(shard).or_insert_with(|| Arc::new(Shard::new(shard)))
+fn shard_of<'a>(
+    shards: &'a mut HashMap<ShardId, Arc<Shard>>,
+    dictionary: &Arc<Dictionary>,
+    shard: ShardId,
+) -> &'a Arc<Shard> {
+    shards.entry(shard).or_insert_with(|| Arc::new(Shard::new(shard, dictionary)))
 }
 
 /// Brings back series and segments from the database.
@@ -454,28 +498,36 @@ fn restore(
     rocks: &Rocks,
     meta: &mut Meta,
     shards: &mut HashMap<ShardId, Arc<Shard>>,
+    dictionary: &Arc<Dictionary>,
 ) -> Result<(), StorageError> {
-    let gaps = &meta.ordinals;
-    rocks.load_series(|row| {
-        let gaps = gaps.get(&row.shard).copied().unwrap_or(0);
-        shard_of(shards, row.shard).restore_series(row, gaps)
-    })?;
-    for (shard, ordinals) in gaps {
-        shard_of(shards, *shard).restore_ordinals(*ordinals);
+    for resident in meta.resident.drain(..) {
+        let shard = shard_of(shards, dictionary, resident.shard);
+        let mut missing = resident.series.clone();
+        rocks.series_rows(shard.id, &resident.series, |row| {
+            missing.remove(row.ordinal);
+            shard.restore_series(row);
+        })?;
+        if let Some(ordinal) = missing.min() {
+            return Err(rocks.inconsistent(format!("series {ordinal} of shard {} is missing", shard.id)));
+        }
+        shard.restore_ordinals(resident.ordinals);
+    }
+    for (shard, ordinals) in &meta.ordinals {
+        shard_of(shards, dictionary, *shard).reserve_ordinals(*ordinals);
     }
     let mut tombstones: HashMap<ShardId, Vec<Arc<Tombstone>>> = HashMap::new();
     for tombstone in meta.tombstones.drain(..) {
         tombstones.entry(tombstone.shard).or_default().push(Arc::new(tombstone));
     }
     for (shard, tombstones) in tombstones {
-        shard_of(shards, shard).restore_tombstones(tombstones);
+        shard_of(shards, dictionary, shard).restore_tombstones(tombstones);
     }
     let mut segments: HashMap<ShardId, Vec<Arc<Segment>>> = HashMap::new();
     for segment in &meta.segments {
         segments.entry(segment.key.shard).or_default().push(Arc::new(segment.clone()));
     }
     for (shard, segments) in segments {
-        shard_of(shards, shard).restore_segments(segments).map_err(|reason| rocks.inconsistent(reason))?;
+        shard_of(shards, dictionary, shard).restore_segments(segments);
     }
     Ok(())
 }

@@ -27,6 +27,8 @@ use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::{Segment, SegmentKey, SeriesKey, Window};
 use crate::merge::{self, Step};
+use crate::past;
+use crate::rocks::Resident;
 use crate::segment::{LazyTable, SegmentWriter};
 use crate::shard::{Shard, Taken};
 
@@ -142,7 +144,7 @@ pub(crate) fn flush(store: &Store) -> Result<(), StorageError> {
 /// Flushes all shards. The caller holds the lock on the number of the next segment.
 pub(crate) fn flush_locked(store: &Store, next_segment: &mut u64) -> Result<(), StorageError> {
     store.wal.check()?;
-    if !store.all_shards().iter().any(|shard| shard.needs_flush()) {
+    if !store.all_shards().iter().any(|shard| shard.needs_flush(store.options.series_idle)) {
         return Ok(());
     }
     let started = Instant::now();
@@ -150,8 +152,10 @@ pub(crate) fn flush_locked(store: &Store, next_segment: &mut u64) -> Result<(), 
     store.failpoint("flush: log rotated")?;
     // Listed only now: a shard that was new a moment ago may have records in the log that goes.
     let shards = store.all_shards();
-    let taken: Vec<(Arc<Shard>, Taken)> =
-        shards.into_iter().filter_map(|shard| shard.begin_flush().map(|taken| (shard, taken))).collect();
+    let taken: Vec<(Arc<Shard>, Taken)> = shards
+        .into_iter()
+        .filter_map(|shard| shard.begin_flush(store.options.series_idle).map(|taken| (shard, taken)))
+        .collect();
     let number = *next_segment;
     *next_segment += 1;
     match write(store, &taken, number, replay_from) {
@@ -162,6 +166,7 @@ pub(crate) fn flush_locked(store: &Store, next_segment: &mut u64) -> Result<(), 
             }
             store.disk_segments.fetch_add(written.segments.len() as u64, Ordering::Relaxed);
             store.forget_head_samples(written.samples);
+            store.count_series();
             store.metrics.flushed_samples.inc_by(written.samples);
             store.metrics.flushed_bytes.inc_by(written.bytes);
         }
@@ -195,18 +200,29 @@ fn write(
     replay_from: u64,
 ) -> Result<Written, StorageError> {
     let rows = taken.iter().flat_map(|(_, taken)| taken.new_series.iter().cloned());
-    store.rocks.write_series(rows, number + 1)?;
+    let ordinals = taken.iter().map(|(shard, taken)| (shard.id, taken.ordinals));
+    store.rocks.write_series(rows, ordinals, number + 1)?;
     store.failpoint("flush: rows written")?;
     let tables = write_tables(store, taken, number)?;
     store.failpoint("flush: pages written")?;
+    for (shard, _) in taken {
+        store.rocks.write_index(past::rows_added(shard, &tables.segments).into_iter())?;
+    }
+    store.failpoint("flush: days written")?;
     if !tables.paths.is_empty() {
         store.rocks.ingest(tables.paths)?;
     }
     store.failpoint("flush: ingested")?;
-    store.rocks.commit(tables.segments.iter().map(|s| &**s), replay_from)?;
+    let evicted = taken.iter().flat_map(|(shard, taken)| past::rows_evicted(shard, &taken.evicted)).collect();
+    let segments = tables.segments.iter().map(|segment| &**segment);
+    store.rocks.commit(segments, taken.iter().map(resident), evicted, replay_from)?;
     store.failpoint("flush: committed")?;
     let samples = tables.segments.iter().map(|segment| segment.samples).sum();
     Ok(Written { segments: tables.segments, samples, bytes: tables.bytes })
+}
+
+fn resident((shard, taken): &(Arc<Shard>, Taken)) -> Resident {
+    Resident { shard: shard.id, ordinals: taken.ordinals, series: taken.resident.clone() }
 }
 
 /// The part of a run that lies in one window. Ordered like its place in the table.
@@ -225,8 +241,9 @@ fn cut(taken: &[(Arc<Shard>, Taken)]) -> Vec<Piece> {
     let (mut timestamps, mut values) = (Vec::new(), Vec::new());
     for (position, (shard, taken)) in taken.iter().enumerate() {
         let index = shard.index.read();
+        let mut keys = index.keys();
         for (ordinal, run) in taken.samples.iter() {
-            let series = index.get(ordinal).expect("a series with samples in memory stays").key();
+            let series = keys.of(ordinal).expect("a series with samples in memory stays");
             let piece = |window| Piece { window, shard: position, series, ordinal };
             let (first, last) = run.bounds().expect("a run in memory has samples");
             let (first, last) = (window_of(first), window_of(last));

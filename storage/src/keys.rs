@@ -17,7 +17,7 @@
 //! such files never overlap each other, all lie in RocksDB's last level, and go away as files. Nothing in
 //! rows of `data` depends on the replica but the segment's number.
 //!
-//! `index`: one row per series.
+//! `index`: one row per series, and the rows of its days (`day_rows.rs`).
 //!
 //! | key field | bytes | | value field | bytes |
 //! |---|---|---|---|---|
@@ -29,12 +29,13 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `v` | u32: version of the format, 2 |
+//! | `v` | u32: version of the format, 3 |
 //! | `n` | u64: number of the next flush, merge or tombstone; numbers are never used twice |
 //! | `w` | u64: number of the first WAL segment that replay needs |
 //! | `g`, window (4), segment (8), shard (2) | u64 samples, i64 first time, i64 last time, serialised roaring bitmap of the ordinals |
 //! | `t`, shard (2), number (8) | i64 first time, i64 last time, serialised roaring bitmap of the ordinals: a [`Tombstone`] |
-//! | `o`, shard (2) | u32: ordinals below it may be missing from `index`, because their series are gone |
+//! | `o`, shard (2) | u32: ordinals below it are never given again |
+//! | `r`, shard (2) | u32 ordinals given before the last flush, serialised roaring bitmap of the series in memory then |
 
 use roaring::RoaringBitmap;
 use saturn_model::{Fingerprint, Labels, ShardId, TenantId};
@@ -44,7 +45,7 @@ use crate::wire::Reader;
 /// Length of a window in milliseconds.
 pub(crate) const WINDOW_MS: i64 = 2 * 3600 * 1000;
 /// Version of everything in the data directory.
-pub(crate) const FORMAT_VERSION: u32 = 2;
+pub(crate) const FORMAT_VERSION: u32 = 3;
 /// Length of a key of `data`.
 pub(crate) const DATA_KEY_BYTES: usize = 36;
 
@@ -54,7 +55,8 @@ pub(crate) const META_REPLAY_FROM: &[u8] = b"w";
 pub(crate) const META_SEGMENT: u8 = b'g';
 pub(crate) const META_TOMBSTONE: u8 = b't';
 pub(crate) const META_ORDINALS: u8 = b'o';
-const INDEX_SERIES: u8 = b's';
+pub(crate) const META_RESIDENT: u8 = b'r';
+pub(crate) const INDEX_SERIES: u8 = b's';
 
 /// A 2 h window, numbered so that unsigned order is the order of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,6 +94,11 @@ impl SeriesKey {
         key[..4].copy_from_slice(&crc32c::crc32c(metric_name.as_bytes()).to_be_bytes());
         key[4..].copy_from_slice(&fingerprint.0.to_be_bytes());
         Self(key)
+    }
+
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        let bytes = self.0.last_chunk().expect("the key ends in 16 bytes of fingerprint");
+        Fingerprint(u128::from_be_bytes(*bytes))
     }
 
     /// Number of leading bytes that both have.
@@ -246,6 +253,11 @@ impl Segment {
 }
 
 impl SeriesRow {
+    /// Where the series is within segments.
+    pub(crate) fn key_in_segments(&self) -> SeriesKey {
+        SeriesKey::new(self.labels.metric_name(), self.fingerprint)
+    }
+
     pub(crate) fn key(shard: ShardId, ordinal: u32) -> Vec<u8> {
         let mut key = vec![INDEX_SERIES];
         key.extend_from_slice(&shard.0.to_be_bytes());
@@ -319,6 +331,7 @@ mod tests {
             let labels = Labels::from_pairs([("l", value.as_str())]).expect("valid");
             let fingerprint = Fingerprint::of(&tenant, labels.as_encoded());
             let row = SeriesRow { shard: ShardId(shard), ordinal, fingerprint, tenant, labels };
+            prop_assert_eq!(row.key_in_segments().fingerprint(), fingerprint);
             let (key, value) = row.to_row();
             prop_assert_eq!(SeriesRow::from_row(&key, &value), Some(row));
             let segment = Segment {

@@ -11,7 +11,8 @@
 //! * `digest.rs`: what replicas compare.
 //! * `segment.rs`, `page.rs`: a window's samples as rows of RocksDB, the same whoever writes them.
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
-//! * `index.rs`: matchers to series; `read.rs`: series to merged samples.
+//! * `index.rs`: the series in memory, matchers to series; `past.rs`, `day_rows.rs`: those that left it.
+//! * `read.rs`: series to merged samples; `labels.rs`: what series and labels there are.
 //! * `disk.rs`: room on the disk; `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
 //!
 //! This crate admits samples of any age and any tenant: quotas, limits and ages are the front door's.
@@ -29,6 +30,7 @@ mod codec;
 #[cfg(test)]
 #[path = "../tests/it/copy.rs"]
 mod copy;
+mod day_rows;
 mod digest;
 mod disk;
 mod engine;
@@ -37,12 +39,14 @@ mod flush;
 mod head;
 mod index;
 mod keys;
+mod labels;
 mod merge;
 mod metrics;
 #[cfg(test)]
 mod model_tests;
 mod options;
 mod page;
+mod past;
 mod read;
 mod rocks;
 mod run;
@@ -57,5 +61,6 @@ extern crate self as saturn_storage;
 
 pub use engine::{AppendOutcome, Engine};
 pub use error::StorageError;
+pub use labels::{Cardinality, Listed};
 pub use options::{EngineOptions, EngineStats, ReadLimits};
 pub use read::SeriesStream;

@@ -28,6 +28,7 @@ use saturn_model::SeriesColumns;
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::{Segment, SegmentKey, Tombstone, WINDOW_MS, Window};
+use crate::past;
 use crate::rocks::Blocks;
 use crate::segment::{LazyTable, SegmentWriter};
 use crate::shard::Shard;
@@ -90,13 +91,12 @@ pub(crate) fn expire(store: &Store, now_ms: i64) -> Result<(), StorageError> {
     if changes.is_empty() {
         return sweep(store);
     }
-    store.rocks.commit_changes(&changes)?;
+    commit(store, &changes)?;
     store.failpoint("retention: committed")?;
     let dropped: usize = changes.iter().map(|change| change.removed.len()).sum();
     apply(store, changes);
     store.metrics.expired_segments.inc_by(dropped as u64);
-    sweep(store)?;
-    forget_series(store)
+    sweep(store)
 }
 
 /// Merges the window that needs it most, if any does.
@@ -178,14 +178,12 @@ fn merge(
         store.metrics.merged_bytes.inc_by(bytes);
     }
     store.failpoint("merge: ingested")?;
-    store.rocks.commit_changes(&changes)?;
+    commit(store, &changes)?;
     store.failpoint("merge: committed")?;
     let samples: u64 = changes.iter().filter_map(|c| c.added.as_ref()).map(|segment| segment.samples).sum();
     store.metrics.merged_samples.inc_by(samples);
-    let forgets = changes.iter().any(|change| !change.forgotten.is_empty());
     apply(store, changes);
-    sweep(store)?;
-    if forgets { forget_series(store) } else { Ok(()) }
+    sweep(store)
 }
 
 /// Writes the merged samples of one shard.
@@ -199,7 +197,7 @@ fn merge_shard(
     for segment in &input.segments {
         ordinals |= &segment.ordinals;
     }
-    let series = input.shard.index.read().in_key_order(ordinals.iter());
+    let series = past::in_key_order(store, &input.shard, &ordinals)?;
     let mut sources: Vec<_> = input
         .segments
         .iter()
@@ -209,16 +207,20 @@ fn merge_shard(
         })
         .collect();
     let mut columns = SeriesColumns::default();
-    for (key, ordinal) in series {
+    // A series that was away for a while has several ordinals. It keeps them all, so that whoever holds one
+    // of them finds it.
+    for same in series.chunk_by(|a, b| a.0 == b.0) {
         columns.timestamps.clear();
         columns.values.clear();
+        let key = same[0].0;
         for (segment, mask, reader) in &mut sources {
-            if segment.ordinals.contains(ordinal) {
-                reader.read(&key, ordinal, &everything, mask, &mut columns)?;
+            if let Some((_, ordinal)) = same.iter().find(|(_, ordinal)| segment.ordinals.contains(*ordinal)) {
+                reader.read(&key, *ordinal, &everything, mask, &mut columns)?;
             }
         }
         if !columns.timestamps.is_empty() {
-            writer.push(key, ordinal, &columns.timestamps, &columns.values)?;
+            writer.push(key, same[0].1, &columns.timestamps, &columns.values)?;
+            same[1..].iter().for_each(|(_, ordinal)| writer.add_ordinal(*ordinal));
         }
     }
     writer.finish()
@@ -238,6 +240,15 @@ fn change(
         .cloned()
         .partition(|tombstone| segments.iter().filter(stays).any(|segment| tombstone.concerns(segment)));
     Change { shard, removed, added, kept, forgotten }
+}
+
+/// Makes changes durable, in one step.
+fn commit(store: &Store, changes: &[Change]) -> Result<(), StorageError> {
+    let mut index = Vec::new();
+    for change in changes {
+        past::rows_removed(store, &change.shard, &change.removed, change.added.as_ref(), &mut index)?;
+    }
+    store.rocks.commit_changes(changes, index)
 }
 
 /// Makes committed changes visible to reads.
@@ -276,22 +287,6 @@ fn sweep(store: &Store) -> Result<(), StorageError> {
     for (window, number) in tables {
         // What cannot be removed now is removed at the next start.
         store.rocks.remove_table(window, number)?;
-    }
-    Ok(())
-}
-
-/// Forgets series that have no samples any more.
-fn forget_series(store: &Store) -> Result<(), StorageError> {
-    for shard in store.all_shards() {
-        // Memory first: a sample that comes in between makes a new series, with its labels in the log. The
-        // other order could lose it.
-        let (gone, ordinals) = shard.forget_series_without_samples();
-        if gone.is_empty() {
-            continue;
-        }
-        store.metrics.series.dec_by(i64::try_from(gone.len()).unwrap_or(i64::MAX));
-        store.failpoint("series forgotten in memory")?;
-        store.rocks.remove_series(shard.id, &gone, ordinals)?;
     }
     Ok(())
 }

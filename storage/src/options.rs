@@ -26,6 +26,10 @@ pub struct EngineOptions {
     pub reserve_bytes: u64,
     /// Size of RocksDB's block cache, in bytes.
     pub block_cache_bytes: usize,
+    /// Size of the cache of what was found of series that are not in memory, in bytes.
+    pub index_cache_bytes: usize,
+    /// How long a series stays in memory after its last sample came.
+    pub series_idle: Duration,
     /// Most table files that RocksDB keeps open.
     pub open_files_max: i32,
 }
@@ -44,6 +48,8 @@ impl EngineOptions {
             retention: None,
             reserve_bytes: 64 << 20,
             block_cache_bytes: 128 << 20,
+            index_cache_bytes: 32 << 20,
+            series_idle: Duration::from_secs(60 * 60),
             open_files_max: 512,
         }
     }
@@ -63,6 +69,8 @@ pub struct ReadLimits {
 pub struct EngineStats {
     /// Series known, of all tenants and shards.
     pub series: u64,
+    /// Bytes that labels and postings of the series in memory take, roughly.
+    pub index_bytes: u64,
     /// Samples in memory, those that are just being flushed included.
     pub head_samples: u64,
     /// Series that have samples in memory. What is just being flushed is not counted, here and below.

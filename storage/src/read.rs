@@ -6,8 +6,8 @@
 //! segments, and reads segments without any lock: they never change. Since a flush swaps memory for segments in
 //! one step, and each series belongs to one such moment, no sample is missed or invented in between.
 
-use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
+use std::collections::HashMap;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
@@ -17,12 +17,15 @@ use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::{Segment, SeriesKey, Tombstone};
 use crate::options::ReadLimits;
+use crate::past;
 use crate::rocks::{Blocks, SegmentReader};
 use crate::shard::{Head, Shard};
 use crate::tombstones::Mask;
 
 /// Series that are copied from memory under one hold of the shard's lock.
 const SERIES_PER_LOCK: usize = 64;
+/// Ordinals per series up to which a selection beyond the limit is counted exactly.
+const ORDINALS_PER_SERIES: usize = 16;
 /// Bytes of one sample in columns.
 const SAMPLE_BYTES: u64 = 16;
 
@@ -32,13 +35,15 @@ pub(crate) struct Scan<'a> {
     shard: Arc<Shard>,
     range: RangeInclusive<i64>,
     blocks: Blocks,
-    /// In the order of segments.
+    /// In the order of segments. A series that was away for a while is there once for each of its ordinals.
     series: Vec<(SeriesKey, u32)>,
     /// The next series.
     at: usize,
     /// What memory had of the series from `copied_from` on.
     in_memory: Vec<SeriesColumns>,
     copied_from: usize,
+    /// Labels of those of them that are not in the index any more.
+    labels: HashMap<u32, Labels>,
     segments: Arc<Vec<Arc<Segment>>>,
     tombstones: Arc<Vec<Arc<Tombstone>>>,
     sources: Vec<Source<'a>>,
@@ -51,15 +56,14 @@ struct Source<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// Of those of the series `wanted` that have samples in `range` (milliseconds).
+    /// Of those of `series`, in the order of segments, that have samples in `range` (milliseconds).
     pub(crate) fn new(
         store: &'a Store,
         shard: Arc<Shard>,
-        wanted: &RoaringBitmap,
+        series: Vec<(SeriesKey, u32)>,
         range: RangeInclusive<i64>,
         blocks: Blocks,
     ) -> Self {
-        let series = shard.index.read().in_key_order(wanted.iter());
         Self {
             store,
             shard,
@@ -69,6 +73,7 @@ impl<'a> Scan<'a> {
             at: 0,
             in_memory: Vec::new(),
             copied_from: 0,
+            labels: HashMap::new(),
             segments: Arc::default(),
             tombstones: Arc::default(),
             sources: Vec::new(),
@@ -97,33 +102,68 @@ impl<'a> Scan<'a> {
         &mut self,
         columns: &mut SeriesColumns,
     ) -> Result<Option<(Fingerprint, Labels)>, StorageError> {
-        while let Some((key, ordinal)) = self.series.get(self.at).copied() {
+        while let Some((key, _)) = self.series.get(self.at).copied() {
             if self.at >= self.copied_from + self.in_memory.len() {
-                self.copy_from_memory();
+                self.copy_from_memory()?;
             }
+            let same = self.at..self.at + same_series(&self.series[self.at..]);
             columns.timestamps.clear();
             columns.values.clear();
-            self.read_segments(&key, ordinal, columns)?;
-            let in_memory = &self.in_memory[self.at - self.copied_from];
-            self.at += 1;
-            if !in_memory.timestamps.is_empty() {
-                columns.merge(&in_memory.timestamps, &in_memory.values);
+            self.read_segments(same.clone(), columns)?;
+            for at in same.clone() {
+                let in_memory = &self.in_memory[at - self.copied_from];
+                if !in_memory.timestamps.is_empty() {
+                    columns.merge(&in_memory.timestamps, &in_memory.values);
+                }
             }
+            self.at = same.end;
             if columns.timestamps.is_empty() {
                 continue;
             }
             // Retention may have taken the series meanwhile.
-            if let Some(series) = self.shard.index.read().get(ordinal) {
-                return Ok(Some((series.fingerprint, series.labels.clone())));
+            if let Some(labels) = self.labels_of(same)? {
+                return Ok(Some((key.fingerprint(), labels)));
             }
         }
         Ok(None)
     }
 
+    /// What the series with these ordinals is called, unless retention took it.
+    fn labels_of(&self, same: Range<usize>) -> Result<Option<Labels>, StorageError> {
+        let ordinals = &self.series[same];
+        {
+            let index = self.shard.index.read();
+            let here = ordinals.iter().rev().find_map(|(_, ordinal)| index.get(*ordinal));
+            if let Some(series) = here {
+                return Ok(Some(series.labels()));
+            }
+        }
+        if let Some(labels) = ordinals.iter().find_map(|(_, ordinal)| self.labels.get(ordinal)) {
+            return Ok(Some(labels.clone()));
+        }
+        // It left memory a moment ago.
+        let ordinals = ordinals.iter().map(|(_, ordinal)| *ordinal).collect();
+        let described = past::describe(self.store, &self.shard, &ordinals)?;
+        Ok(described.into_iter().next().map(|series| series.labels))
+    }
+
     /// What memory has of the next series, and the segments as they are at that moment.
-    fn copy_from_memory(&mut self) {
+    fn copy_from_memory(&mut self) -> Result<(), StorageError> {
         let (start, end) = (*self.range.start(), *self.range.end());
-        let some = &self.series[self.at..self.series.len().min(self.at + SERIES_PER_LOCK)];
+        let mut to = self.series.len().min(self.at + SERIES_PER_LOCK);
+        // All ordinals of a series belong to one moment.
+        to += same_series(&self.series[to - 1..]) - 1;
+        let some = &self.series[self.at..to];
+        let absent = {
+            let index = self.shard.index.read();
+            let ordinals: RoaringBitmap = some.iter().map(|(_, ordinal)| *ordinal).collect();
+            ordinals - index.known()
+        };
+        self.labels.clear();
+        if !absent.is_empty() {
+            let described = past::describe(self.store, &self.shard, &absent)?;
+            self.labels.extend(described.into_iter().map(|series| (series.ordinal, series.labels)));
+        }
         let head = self.shard.head.lock();
         self.in_memory.clear();
         self.in_memory.extend(some.iter().map(|(_, ordinal)| copy_from_memory(&head, *ordinal, start, end)));
@@ -131,7 +171,7 @@ impl<'a> Scan<'a> {
         let is_same =
             Arc::ptr_eq(&self.segments, &head.segments) && Arc::ptr_eq(&self.tombstones, &head.tombstones);
         if is_same {
-            return;
+            return Ok(());
         }
         self.segments = Arc::clone(&head.segments);
         self.tombstones = Arc::clone(&head.tombstones);
@@ -144,30 +184,37 @@ impl<'a> Scan<'a> {
             reader: self.store.rocks.segment_reader(segment.key, self.blocks),
         };
         self.sources = touched.map(source).collect();
+        Ok(())
     }
 
-    fn read_segments(
-        &mut self,
-        key: &SeriesKey,
-        ordinal: u32,
-        columns: &mut SeriesColumns,
-    ) -> Result<(), StorageError> {
+    /// Adds what segments have of the series with these ordinals.
+    fn read_segments(&mut self, same: Range<usize>, columns: &mut SeriesColumns) -> Result<(), StorageError> {
+        let same = &self.series[same];
         for Source { segment, mask, reader } in &mut self.sources {
-            if !segment.ordinals.contains(ordinal) {
+            let Some((key, ordinal)) = same.iter().find(|(_, ordinal)| segment.ordinals.contains(*ordinal))
+            else {
                 continue;
-            }
-            reader.read(key, ordinal, &self.range, mask, columns).map_err(|error| {
+            };
+            reader.read(key, *ordinal, &self.range, mask, columns).map_err(|error| {
                 if matches!(error, StorageError::Corrupt { .. }) {
                     self.store.metrics.corrupt_reads.inc();
                 }
-                match self.shard.index.read().get(ordinal) {
-                    Some(series) => error.of_series(&series.labels),
-                    None => error,
+                match self.shard.index.read().get(*ordinal) {
+                    Some(series) => error.of_series(&series.labels()),
+                    None => match self.labels.get(ordinal) {
+                        Some(labels) => error.of_series(labels),
+                        None => error,
+                    },
                 }
             })?;
         }
         Ok(())
     }
+}
+
+/// How many of the first entries are the first series.
+fn same_series(series: &[(SeriesKey, u32)]) -> usize {
+    series.iter().take_while(|(key, _)| *key == series[0].0).count()
 }
 
 /// The series of one shard that match, one after the other: see `Engine::select_stream`.
@@ -224,18 +271,30 @@ pub(crate) fn stream<'a>(
         return Ok(SeriesStream { scan: None, bytes: 0, bytes_max });
     };
     let (start, end) = (selection.start.0, selection.end.0);
-    let present = present(&shard, selection);
-    if present.len() > limits.series_max as u64 {
-        return Err(StorageError::TooManySeries { matched: present.len(), max: limits.series_max });
-    }
-    let scan = Scan::new(store, shard, &present, start..=end, Blocks::ReadAgain);
+    let matched = past::matching(store, &shard, selection)?;
+    let present = shard.head.lock().present(&matched, start, end);
+    let series = in_key_order(store, &shard, &present, limits.series_max)?;
+    let scan = Scan::new(store, shard, series, start..=end, Blocks::ReadAgain);
     Ok(SeriesStream { scan: Some(scan), bytes: 0, bytes_max })
 }
 
-/// The series of the tenant that satisfy the matchers, whenever they had samples.
-fn matching(shard: &Shard, selection: &Selection) -> RoaringBitmap {
-    let index = shard.index.read();
-    index.tenant(&selection.tenant).map(|tenant| tenant.matching(&selection.matchers)).unwrap_or_default()
+/// Refuses more than `max` series. One that was away for a while has several ordinals and counts once.
+fn in_key_order(
+    store: &Store,
+    shard: &Shard,
+    present: &RoaringBitmap,
+    max: usize,
+) -> Result<Vec<(SeriesKey, u32)>, StorageError> {
+    let ordinals_max = max.saturating_mul(ORDINALS_PER_SERIES) as u64;
+    if present.len() > ordinals_max {
+        return Err(StorageError::TooManySeries { matched: present.len(), max });
+    }
+    let series = past::in_key_order(store, shard, present)?;
+    let matched = series.chunk_by(|a, b| a.0 == b.0).count();
+    if matched > max {
+        return Err(StorageError::TooManySeries { matched: matched as u64, max });
+    }
+    Ok(series)
 }
 
 fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesColumns {
@@ -250,45 +309,4 @@ fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesCo
         columns.merge(&timestamps, &values);
     }
     columns
-}
-
-/// The series that match and may have samples in the range.
-fn present(shard: &Shard, selection: &Selection) -> RoaringBitmap {
-    let matched = matching(shard, selection);
-    shard.head.lock().present(&matched, selection.start.0, selection.end.0)
-}
-
-/// See `Engine::series`.
-pub(crate) fn series(store: &Store, shard: ShardId, selection: &Selection) -> Vec<Labels> {
-    let Some(shard) = store.known_shard(shard) else {
-        return Vec::new();
-    };
-    let present = present(&shard, selection);
-    let index = shard.index.read();
-    present.iter().filter_map(|ordinal| Some(index.get(ordinal)?.labels.clone())).collect()
-}
-
-/// See `Engine::label_names`.
-pub(crate) fn label_names(store: &Store, shard: ShardId, selection: &Selection) -> BTreeSet<String> {
-    let Some(shard) = store.known_shard(shard) else {
-        return BTreeSet::new();
-    };
-    let present = present(&shard, selection);
-    let index = shard.index.read();
-    index.tenant(&selection.tenant).map(|tenant| tenant.names_of(&present)).unwrap_or_default()
-}
-
-/// See `Engine::label_values`.
-pub(crate) fn label_values(
-    store: &Store,
-    shard: ShardId,
-    selection: &Selection,
-    name: &str,
-) -> BTreeSet<String> {
-    let Some(shard) = store.known_shard(shard) else {
-        return BTreeSet::new();
-    };
-    let present = present(&shard, selection);
-    let index = shard.index.read();
-    index.tenant(&selection.tenant).map(|tenant| tenant.values_of(name, &present)).unwrap_or_default()
 }

@@ -12,18 +12,21 @@ use rocksdb::{
     IngestExternalFileOptions, IteratorMode, Options, ReadOptions, SstFileWriter, WriteBatch, WriteOptions,
 };
 
+use roaring::RoaringBitmap;
 use saturn_model::ShardId;
 
 use crate::error::StorageError;
 use crate::keys::{
-    FORMAT_VERSION, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_SEGMENT, META_TOMBSTONE,
-    META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
+    FORMAT_VERSION, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_RESIDENT, META_SEGMENT,
+    META_TOMBSTONE, META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
 };
 use crate::merge::Change;
 use crate::options::EngineOptions;
 
+mod index_rows;
 mod segment_reader;
 
+pub(crate) use index_rows::IndexWrite;
 pub(crate) use segment_reader::{Blocks, SegmentReader};
 
 const DATA: &str = "data";
@@ -46,8 +49,37 @@ pub(crate) struct Meta {
     pub(crate) replay_from: Option<u64>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) tombstones: Vec<Tombstone>,
-    /// Per shard: ordinals below it may have no row any more.
+    /// Per shard: ordinals below it are never given again.
     pub(crate) ordinals: HashMap<ShardId, u32>,
+    pub(crate) resident: Vec<Resident>,
+}
+
+/// What a shard had in memory when its last flush began.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Resident {
+    pub(crate) shard: ShardId,
+    /// Ordinals given until then.
+    pub(crate) ordinals: u32,
+    pub(crate) series: RoaringBitmap,
+}
+
+impl Resident {
+    fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
+        let mut value = self.ordinals.to_le_bytes().to_vec();
+        self.series.serialize_into(&mut value).expect("writing to memory does not fail");
+        (shard_key(META_RESIDENT, self.shard), value)
+    }
+
+    fn from_row(key: &[u8], value: &[u8]) -> Option<Self> {
+        let shard = ShardId(u16::from_be_bytes(key.strip_prefix(&[META_RESIDENT])?.try_into().ok()?));
+        let (ordinals, series) = value.split_first_chunk()?;
+        let series = RoaringBitmap::deserialize_from(series).ok()?;
+        Some(Self { shard, ordinals: u32::from_le_bytes(*ordinals), series })
+    }
+}
+
+fn shard_key(kind: u8, shard: ShardId) -> Vec<u8> {
+    [[kind].as_slice(), &shard.0.to_be_bytes()].concat()
 }
 
 /// A table file in the making.
@@ -64,7 +96,7 @@ impl Rocks {
         let families = [
             ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, rows_options(&cache)),
             ColumnFamilyDescriptor::new(DATA, data_options.clone()),
-            ColumnFamilyDescriptor::new(INDEX, rows_options(&cache)),
+            ColumnFamilyDescriptor::new(INDEX, index_options(&cache)),
             ColumnFamilyDescriptor::new(META, rows_options(&cache)),
         ];
         let db = DB::open_cf_descriptors(&database_options(options), path, families)
@@ -101,6 +133,7 @@ impl Rocks {
                 META_REPLAY_FROM => meta.replay_from = Some(u64::from_le_bytes(value.try_into().ok()?)),
                 [META_SEGMENT, ..] => meta.segments.push(Segment::from_row(key, value)?),
                 [META_TOMBSTONE, ..] => meta.tombstones.push(Tombstone::from_row(key, value)?),
+                [META_RESIDENT, ..] => meta.resident.push(Resident::from_row(key, value)?),
                 [META_ORDINALS, shard @ ..] => {
                     let shard = ShardId(u16::from_be_bytes(shard.try_into().ok()?));
                     meta.ordinals.insert(shard, u32::from_le_bytes(value.try_into().ok()?));
@@ -115,21 +148,6 @@ impl Rocks {
                 "the data has format version {version}, this program reads version {FORMAT_VERSION} only"
             ))),
             _ => loaded.map(|()| meta),
-        }
-    }
-
-    /// All rows of `index`, ascending by shard and ordinal.
-    pub(crate) fn load_series(
-        &self,
-        mut each: impl FnMut(SeriesRow) -> Result<(), String>,
-    ) -> Result<(), StorageError> {
-        let mut refused = None;
-        let loaded = self.for_each_row(INDEX, |key, value| {
-            each(SeriesRow::from_row(key, value)?).map_err(|reason| refused = Some(reason)).ok()
-        });
-        match refused {
-            Some(reason) => Err(self.inconsistent(reason)),
-            None => loaded,
         }
     }
 
@@ -154,32 +172,44 @@ impl Rocks {
         self.write_durably(batch)
     }
 
-    /// Makes new series durable, and reserves a segment number for good.
+    /// Writes the rows of new series, and takes their ordinals and a segment number for good.
     pub(crate) fn write_series(
         &self,
         rows: impl Iterator<Item = SeriesRow>,
+        ordinals: impl Iterator<Item = (ShardId, u32)>,
         next_segment: u64,
     ) -> Result<(), StorageError> {
+        // Ordinals first: a row of one that is given again would be another series.
         let mut batch = WriteBatch::default();
         batch.put_cf(self.family(META), META_NEXT_SEGMENT, next_segment.to_le_bytes());
-        for row in rows {
-            let (key, value) = row.to_row();
-            batch.put_cf(self.family(INDEX), key, value);
+        for (shard, ordinals) in ordinals {
+            batch.put_cf(self.family(META), shard_key(META_ORDINALS, shard), ordinals.to_le_bytes());
         }
-        self.write_durably(batch)
+        self.write_durably(batch)?;
+        let put = |row: SeriesRow| {
+            let (key, value) = row.to_row();
+            IndexWrite::Put(key, value)
+        };
+        self.write_index(rows.map(put))
     }
 
-    /// Makes ingested segments live, and moves the start of replay, in one step.
+    /// Makes ingested segments live, and moves the start of replay, in one step; with what is in memory now, and
+    /// what the index loses.
     pub(crate) fn commit<'a>(
         &self,
         segments: impl Iterator<Item = &'a Segment>,
+        resident: impl Iterator<Item = Resident>,
+        index: Vec<IndexWrite>,
         replay_from: u64,
     ) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
         batch.put_cf(self.family(META), META_REPLAY_FROM, replay_from.to_le_bytes());
-        for segment in segments {
-            let (key, value) = segment.to_row();
+        let rows = segments.map(Segment::to_row).chain(resident.map(|resident| resident.to_row()));
+        for (key, value) in rows {
             batch.put_cf(self.family(META), key, value);
+        }
+        for row in index {
+            self.add_index_write(&mut batch, row);
         }
         self.write_durably(batch)
     }
@@ -206,9 +236,16 @@ impl Rocks {
         self.write_durably(batch)
     }
 
-    /// Replaces live segments, and forgets tombstones, in one step.
-    pub(crate) fn commit_changes(&self, changes: &[Change]) -> Result<(), StorageError> {
+    /// Replaces live segments, forgets tombstones, and changes the index accordingly, in one step.
+    pub(crate) fn commit_changes(
+        &self,
+        changes: &[Change],
+        index: Vec<IndexWrite>,
+    ) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
+        for row in index {
+            self.add_index_write(&mut batch, row);
+        }
         for change in changes {
             for key in &change.removed {
                 batch.delete_cf(self.family(META), key.to_row_key());
@@ -220,23 +257,6 @@ impl Rocks {
             for tombstone in &change.forgotten {
                 batch.delete_cf(self.family(META), tombstone.to_row().0);
             }
-        }
-        self.write_durably(batch)
-    }
-
-    /// Removes the rows of series, and notes that rows below `ordinals` may be missing from now on.
-    pub(crate) fn remove_series(
-        &self,
-        shard: ShardId,
-        gone: &[u32],
-        ordinals: u32,
-    ) -> Result<(), StorageError> {
-        let mut batch = WriteBatch::default();
-        let mut key = vec![META_ORDINALS];
-        key.extend_from_slice(&shard.0.to_be_bytes());
-        batch.put_cf(self.family(META), key, ordinals.to_le_bytes());
-        for ordinal in gone {
-            batch.delete_cf(self.family(INDEX), SeriesRow::key(shard, *ordinal));
         }
         self.write_durably(batch)
     }
@@ -381,6 +401,16 @@ fn rows_options(cache: &Cache) -> Options {
     rows.set_compression_type(DBCompressionType::Zstd);
     rows.set_block_based_table_factory(&table_options(cache));
     rows
+}
+
+fn index_options(cache: &Cache) -> Options {
+    let mut table = table_options(cache);
+    // Most label pairs that are asked for occur in few shards.
+    table.set_bloom_filter(10.0, false);
+    let mut index = rows_options(cache);
+    index.set_block_based_table_factory(&table);
+    index.set_merge_operator_associative("union", index_rows::merge_rows);
+    index
 }
 
 fn data_options(cache: &Cache) -> Options {

@@ -79,6 +79,11 @@ impl<'t, 'a> SegmentWriter<'t, 'a> {
         Ok(())
     }
 
+    /// Another ordinal of the series that was pushed last.
+    pub(crate) fn add_ordinal(&mut self, ordinal: u32) {
+        self.written.ordinals.insert(ordinal);
+    }
+
     /// Completes the segment. `None` if nothing was added.
     pub(crate) fn finish(mut self) -> Result<Option<Segment>, StorageError> {
         let Some(page) = self.pages.finish(None) else {

@@ -9,9 +9,10 @@
 //! ordinals, and a record enqueued before a rotation of the log has its samples in the head that is taken
 //! after that rotation.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use roaring::RoaringBitmap;
@@ -19,7 +20,7 @@ use saturn_model::{Fingerprint, Labels, ShardBatch, ShardId, TenantId};
 
 use crate::error::StorageError;
 use crate::head::HeadSamples;
-use crate::index::{Index, Series};
+use crate::index::{Dictionary, Index};
 use crate::keys::{Segment, SegmentKey, SeriesRow, Tombstone};
 use crate::run::Run;
 use crate::tombstones::visible_ordinals;
@@ -46,6 +47,12 @@ pub(crate) struct Head {
     pub(crate) tombstones: Arc<Vec<Arc<Tombstone>>>,
     /// Below this ordinal, series have their row in the database (or are gone).
     persisted: u32,
+    /// Below this ordinal, none is given again, whatever the log says.
+    reserved: u32,
+    /// Which series had samples in the last flushes, and when those began.
+    recent: VecDeque<(Instant, RoaringBitmap)>,
+    /// Series that left memory since the last flush that succeeded.
+    evicted: RoaringBitmap,
     /// The ordinal of the next series.
     next_ordinal: u32,
 }
@@ -96,12 +103,16 @@ pub(crate) struct Taken {
     /// Series whose row is not in the database yet.
     pub(crate) new_series: Vec<SeriesRow>,
     /// Ordinals below this have their row once these are written.
-    ordinals: u32,
+    pub(crate) ordinals: u32,
+    /// The series in memory.
+    pub(crate) resident: RoaringBitmap,
+    /// Those that left it, and whose rows go unless a segment has samples of them.
+    pub(crate) evicted: RoaringBitmap,
 }
 
 impl Shard {
-    pub(crate) fn new(id: ShardId) -> Self {
-        Self { id, head: Mutex::default(), index: RwLock::default() }
+    pub(crate) fn new(id: ShardId, dictionary: &Arc<Dictionary>) -> Self {
+        Self { id, head: Mutex::default(), index: RwLock::new(Index::new(dictionary)) }
     }
 
     /// Appends a checked batch: log record, then head. See the module's description.
@@ -135,15 +146,19 @@ impl Shard {
     /// Applies a record of the log at start. Says in words what does not fit.
     pub(crate) fn replay(&self, record: AppendRecord) -> Result<Appended, String> {
         let mut head = self.head.lock();
-        let (known, first) = (head.next_ordinal, record.first_new);
-        if !record.new_series.is_empty() && first > known {
-            return Err(format!("series {first} of shard {} before series {known}", self.id));
+        let (next, first) = (head.next_ordinal, record.first_new);
+        if !record.new_series.is_empty() {
+            // There is a gap where a power cut took series that a flush had given their ordinals.
+            if first > next.max(head.reserved) {
+                return Err(format!("series {first} of shard {} before series {next}", self.id));
+            }
+            Self::skip_to(&mut head, first);
         }
         // A flush may have written the rows of series whose records come only now.
-        let repeated = record.new_series.len().min((known - first.min(known)) as usize);
-        for (ordinal, (fingerprint, _)) in (record.first_new..).zip(&record.new_series[..repeated]) {
-            // A series that is gone had its samples flushed, and dropped then.
-            if self.index.read().get(ordinal).is_some_and(|known| known.fingerprint != *fingerprint) {
+        let repeated = record.new_series.len().min((next - first.min(next)) as usize);
+        for (ordinal, (fingerprint, _)) in (first..).zip(&record.new_series[..repeated]) {
+            // A series that is not in memory had its samples flushed, or never got any.
+            if self.index.read().get(ordinal).is_some_and(|known| known.fingerprint() != *fingerprint) {
                 return Err(format!("series {ordinal} of shard {} is not {fingerprint}", self.id));
             }
         }
@@ -157,7 +172,7 @@ impl Shard {
             if ordinal >= head.next_ordinal {
                 return Err(format!("unknown series {ordinal} of shard {}", self.id));
             }
-            if self.index.read().get(ordinal).is_none() {
+            if !self.index.read().known().contains(ordinal) {
                 continue;
             }
             appended.new_samples += head.samples.append(ordinal, timestamps, values);
@@ -165,31 +180,36 @@ impl Shard {
         Ok(appended)
     }
 
-    /// Takes the rows of the database at start. They come in order; rows below `gaps` may be missing.
-    pub(crate) fn restore_series(&self, row: SeriesRow, gaps: u32) -> Result<(), String> {
+    /// Takes the row of a series that was in memory at the last flush. They come in order.
+    pub(crate) fn restore_series(&self, row: SeriesRow) {
         let mut head = self.head.lock();
-        self.skip_to(&mut head, row.ordinal.min(gaps));
-        if row.ordinal != head.next_ordinal {
-            return Err(format!("series {} of shard {} is missing", head.next_ordinal, self.id));
-        }
+        Self::skip_to(&mut head, row.ordinal);
         self.add_series(&mut head, &row.tenant, [(row.fingerprint, row.labels)]);
-        head.persisted = head.next_ordinal;
-        Ok(())
     }
 
-    /// Uses up the ordinals below `ordinals`: their series are gone.
+    /// The ordinals below this were given before the last flush.
     pub(crate) fn restore_ordinals(&self, ordinals: u32) {
         let mut head = self.head.lock();
-        self.skip_to(&mut head, ordinals);
+        Self::skip_to(&mut head, ordinals);
         head.persisted = head.next_ordinal;
     }
 
-    fn skip_to(&self, head: &mut Head, ordinals: u32) {
-        let mut index = self.index.write();
-        while head.next_ordinal < ordinals {
-            head.next_ordinal += 1;
-            index.skip();
-        }
+    /// The ordinals below this are never given again.
+    pub(crate) fn reserve_ordinals(&self, ordinals: u32) {
+        self.head.lock().reserved = ordinals;
+    }
+
+    /// The log was replayed. What is in memory now counts as active.
+    pub(crate) fn finish_restoring(&self) {
+        let mut head = self.head.lock();
+        let reserved = head.reserved;
+        Self::skip_to(&mut head, reserved);
+        let known = self.index.read().known().clone();
+        head.recent.push_back((Instant::now(), known));
+    }
+
+    fn skip_to(head: &mut Head, ordinals: u32) {
+        head.next_ordinal = head.next_ordinal.max(ordinals);
     }
 
     /// Takes the tombstones at start.
@@ -198,16 +218,9 @@ impl Shard {
     }
 
     /// Takes the live segments at start.
-    pub(crate) fn restore_segments(&self, mut segments: Vec<Arc<Segment>>) -> Result<(), String> {
-        let mut head = self.head.lock();
-        let known = self.index.read().known();
-        if let Some(segment) = segments.iter().find(|segment| !segment.ordinals.is_subset(&known)) {
-            let number = segment.key.segment;
-            return Err(format!("segment {number} of shard {} has series that are not known", self.id));
-        }
+    pub(crate) fn restore_segments(&self, mut segments: Vec<Arc<Segment>>) {
         segments.sort_unstable_by_key(|segment| segment.key);
-        head.segments = Arc::new(segments);
-        Ok(())
+        self.head.lock().segments = Arc::new(segments);
     }
 
     fn add_series(
@@ -223,32 +236,37 @@ impl Shard {
             let ordinal = head.next_ordinal;
             head.next_ordinal = ordinal.checked_add(1).expect("ordinals were checked when they were given");
             head.ordinals.insert(fingerprint, SeriesRef { ordinal, tenant });
-            index.add(Series { tenant, fingerprint, labels });
+            index.add(tenant, ordinal, fingerprint, &labels);
         }
         (head.next_ordinal - before) as usize
     }
 
     /// Moves the head aside for a flush. `None` if there is nothing to flush.
-    pub(crate) fn begin_flush(&self) -> Option<Taken> {
+    ///
+    /// Series whose last sample came longer than `idle` ago leave memory, and those that never got one. If they
+    /// come back they are new, with a new ordinal: reads and merges bring both together by their fingerprint.
+    pub(crate) fn begin_flush(&self, idle: Duration) -> Option<Taken> {
         let mut head = self.head.lock();
-        let index = self.index.read();
+        let mut index = self.index.write();
+        head.evict(&mut index, idle);
         let new_series: Vec<SeriesRow> = (head.persisted..head.next_ordinal)
             .filter_map(|ordinal| Some((ordinal, index.get(ordinal)?)))
             .map(|(ordinal, series)| SeriesRow {
                 shard: self.id,
                 ordinal,
-                fingerprint: series.fingerprint,
-                tenant: index.tenants[series.tenant as usize].tenant.clone(),
-                labels: series.labels.clone(),
+                fingerprint: series.fingerprint(),
+                tenant: series.tenant().clone(),
+                labels: series.labels(),
             })
             .collect();
-        if head.samples.is_empty() && new_series.is_empty() {
+        if head.samples.is_empty() && new_series.is_empty() && head.evicted.is_empty() {
             return None;
         }
         let next = HeadSamples::as_large_as(&head.samples);
         let samples = Arc::new(std::mem::replace(&mut head.samples, next));
         head.flushing = Some(Arc::clone(&samples));
-        Some(Taken { samples, new_series, ordinals: head.next_ordinal })
+        let (resident, evicted) = (index.known().clone(), head.evicted.clone());
+        Some(Taken { samples, new_series, ordinals: head.next_ordinal, resident, evicted })
     }
 
     /// The flush is durable: its segments replace what was set aside, in one step for readers.
@@ -256,9 +274,12 @@ impl Shard {
         let mut head = self.head.lock();
         head.flushing = None;
         head.persisted = head.persisted.max(taken.ordinals);
+        head.evicted -= &taken.evicted;
         let live = Arc::make_mut(&mut head.segments);
         live.extend(segments);
         live.sort_unstable_by_key(|segment| segment.key);
+        drop(head);
+        self.index.write().optimize();
     }
 
     /// The flush failed: what was set aside goes back. Returns how many samples were in the head again.
@@ -298,37 +319,55 @@ impl Shard {
         gone
     }
 
-    /// Takes out the series of which neither memory nor a live segment has a sample. Returns them, and how
-    /// many ordinals are used up. Must not run beside a flush.
-    pub(crate) fn forget_series_without_samples(&self) -> (Vec<u32>, u32) {
-        let mut head = self.head.lock();
-        assert!(head.flushing.is_none(), "no flush runs now");
-        let mut index = self.index.write();
-        let persisted = head.persisted;
-        let mut gone = index.known();
-        gone.remove_range(persisted..);
-        for segment in head.segments.iter() {
-            gone -= &segment.ordinals;
-        }
-        let gone: Vec<u32> = gone.iter().filter(|o| head.samples.run(*o).is_none()).collect();
-        for ordinal in &gone {
-            let series = index.remove(*ordinal).expect("it is known");
-            // After a crash in the middle of this, a younger series may have the same name.
-            if head.ordinals.get(&series.fingerprint).is_some_and(|known| known.ordinal == *ordinal) {
-                head.ordinals.remove(&series.fingerprint);
-            }
-        }
-        (gone, persisted)
+    /// The series that are in memory, or left it with their rows not settled yet: their rows must stay.
+    pub(crate) fn needs_rows(&self) -> RoaringBitmap {
+        let head = self.head.lock();
+        &head.evicted | self.index.read().known()
     }
 
-    /// Whether series or samples wait for a flush.
-    pub(crate) fn needs_flush(&self) -> bool {
+    /// Whether series or samples wait for a flush, or may leave memory with it.
+    pub(crate) fn needs_flush(&self, idle: Duration) -> bool {
         let head = self.head.lock();
-        head.persisted < head.next_ordinal || !head.samples.is_empty()
+        head.persisted < head.next_ordinal
+            || !head.samples.is_empty()
+            || !head.idle_series(&self.index.read(), idle).is_empty()
     }
 }
 
 impl Head {
+    /// The series without samples in memory, of which none came in flushes that began less than `idle` ago.
+    fn idle_series(&self, index: &Index, idle: Duration) -> RoaringBitmap {
+        let mut series = index.known().clone();
+        for (_, active) in self.recent.iter().filter(|(began, _)| began.elapsed() < idle) {
+            series -= active;
+        }
+        series.retain(|ordinal| self.samples.run(ordinal).is_none());
+        series
+    }
+
+    fn evict(&mut self, index: &mut Index, idle: Duration) {
+        let gone = self.idle_series(index, idle);
+        let mut active = index.known() - &gone;
+        active.retain(|ordinal| self.samples.run(ordinal).is_some());
+        active.optimize();
+        self.recent.retain(|(began, _)| began.elapsed() < idle);
+        match self.recent.back_mut() {
+            // Flushes may follow each other fast.
+            Some((began, last)) if began.elapsed() < idle / 8 => *last |= active,
+            _ => self.recent.push_back((Instant::now(), active)),
+        }
+        for (ordinal, fingerprint) in index.remove(&gone) {
+            // A younger series may have the name.
+            if self.ordinals.get(&fingerprint).is_some_and(|known| known.ordinal == ordinal) {
+                self.ordinals.remove(&fingerprint);
+            }
+        }
+        if self.ordinals.len() < self.ordinals.capacity() / 4 {
+            self.ordinals.shrink_to_fit();
+        }
+        self.evicted |= gone;
+    }
+
     /// What of the batch is stored, and which series are unknown. Changes nothing.
     fn plan<'a>(
         &self,

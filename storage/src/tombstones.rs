@@ -15,6 +15,7 @@ use crate::engine::Store;
 use crate::error::StorageError;
 use crate::flush;
 use crate::keys::{Segment, Tombstone};
+use crate::past;
 
 /// The tombstones that hide samples of one segment.
 #[derive(Debug)]
@@ -87,13 +88,10 @@ pub(crate) fn delete(store: &Store, selection: &Selection) -> Result<u64, Storag
     let mut made = Vec::new();
     let mut deleted = 0;
     for shard in store.all_shards() {
-        let matched = {
-            let index = shard.index.read();
-            index.tenant(&selection.tenant).map(|tenant| tenant.matching(&selection.matchers))
-        };
-        let Some(matched) = matched else {
+        let matched = past::matching(store, &shard, selection)?;
+        if matched.is_empty() {
             continue;
-        };
+        }
         let (segments, tombstones) = shard.segments_and_tombstones();
         let mut ordinals = RoaringBitmap::new();
         for segment in segments.iter().filter(|segment| segment.touches(first_ms, last_ms)) {

@@ -60,16 +60,21 @@ fn a_crash_after_any_step_loses_nothing() {
     let replay_from = store.wal.rotate().expect("rotated");
     crash("rotated");
     let shard = store.known_shard(ShardId(1)).expect("known");
-    let taken = vec![(Arc::clone(&shard), shard.begin_flush().expect("there is something to flush"))];
+    let taken =
+        vec![(Arc::clone(&shard), shard.begin_flush(Duration::ZERO).expect("there is something to flush"))];
     assert_eq!(samples(&engine), before);
-    store.rocks.write_series(taken[0].1.new_series.iter().cloned(), 3).expect("written");
+    let ordinals = std::iter::once((shard.id, taken[0].1.ordinals));
+    store.rocks.write_series(taken[0].1.new_series.iter().cloned(), ordinals, 3).expect("written");
     crash("series written");
     let Tables { paths, segments, .. } = write_tables(store, &taken, 2).expect("written");
     crash("tables written");
+    store.rocks.write_index(past::rows_added(&shard, &segments).into_iter()).expect("written");
+    crash("days written");
     store.rocks.ingest(paths).expect("ingested");
     crash("ingested");
     assert_eq!(samples(&engine), before);
-    store.rocks.commit(segments.iter().map(|s| &**s), replay_from).expect("committed");
+    let live = segments.iter().map(|s| &**s);
+    store.rocks.commit(live, taken.iter().map(resident), Vec::new(), replay_from).expect("committed");
     crash("committed");
     shard.finish_flush(&taken[0].1, segments);
     assert_eq!(samples(&engine), before);
@@ -77,7 +82,9 @@ fn a_crash_after_any_step_loses_nothing() {
     crash("removed");
     drop(engine);
 
-    for step in ["rotated", "series written", "tables written", "ingested", "committed", "removed"] {
+    for step in
+        ["rotated", "series written", "tables written", "days written", "ingested", "committed", "removed"]
+    {
         let engine = open(&at(step));
         assert_eq!(samples(&engine), before, "crash when {step}");
         append(&engine, 3, 0..3);
@@ -98,7 +105,8 @@ fn an_ingested_file_without_its_row_is_removed() {
     append(&engine, 1, 0..10);
     let store = engine.store();
     let shard = store.known_shard(ShardId(1)).expect("known");
-    let taken = vec![(Arc::clone(&shard), shard.begin_flush().expect("there is something to flush"))];
+    let taken =
+        vec![(Arc::clone(&shard), shard.begin_flush(Duration::ZERO).expect("there is something to flush"))];
     let tables = write_tables(store, &taken, 1).expect("written");
     store.rocks.ingest(tables.paths).expect("ingested");
     assert_eq!(store.rocks.remove_orphans(|_, _| false).expect("removed"), 1);
@@ -118,8 +126,9 @@ fn removing_an_orphan_spares_the_live_files_that_it_spans() {
     let before = samples(&engine);
     let store = engine.store();
     let shard = store.known_shard(ShardId(1)).expect("known");
-    let taken = vec![(Arc::clone(&shard), shard.begin_flush().expect("there is something to flush"))];
-    store.rocks.write_series(std::iter::empty(), 3).expect("written");
+    let taken =
+        vec![(Arc::clone(&shard), shard.begin_flush(Duration::ZERO).expect("there is something to flush"))];
+    store.rocks.write_series(std::iter::empty(), std::iter::empty(), 3).expect("written");
     let Tables { paths, .. } = write_tables(store, &taken, 2).expect("written");
     assert_eq!(paths.len(), 100);
     store.rocks.ingest(paths).expect("ingested");

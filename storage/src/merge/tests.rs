@@ -18,7 +18,9 @@ const HOUR: i64 = 3_600_000;
 const FAR: i64 = 1000 * HOUR;
 
 fn open(dir: &Path, retention: Option<Duration>) -> Engine {
-    let options = EngineOptions { retention, reserve_bytes: 0, ..EngineOptions::new(dir) };
+    // Whoever has no sample leaves memory with the next flush.
+    let series_idle = Duration::ZERO;
+    let options = EngineOptions { retention, reserve_bytes: 0, series_idle, ..EngineOptions::new(dir) };
     Engine::open(options, &mut Registry::default()).expect("opened")
 }
 
@@ -155,14 +157,18 @@ fn retention_drops_whole_windows_and_series_without_samples() {
     assert_eq!(times(&engine), [0, 0, 5 * HOUR]);
     engine.maintain(TimestampMs(6 * HOUR)).expect("expired");
     assert_eq!(times(&engine), [5 * HOUR]);
-    assert_eq!(engine.stats().series, 1);
+    assert_eq!(engine.stats().series, 2);
+    engine.flush().expect("flushed");
+    assert_eq!(engine.stats().series, 0);
+    past::verify(engine.store());
+    assert_eq!(times(&engine), [5 * HOUR]);
     assert_eq!(engine.store().rocks.tables(), 1);
     // The same series again is a new one, now and after a start.
     append(&engine, &[(1, 5 * HOUR, 3.0)]);
     drop(engine);
     let engine = open(dir.path(), None);
     assert_eq!(times(&engine), [5 * HOUR, 5 * HOUR]);
-    assert_eq!(engine.stats().series, 2);
+    assert_eq!(engine.stats().series, 1);
     engine.flush().expect("flushed");
     drop(engine);
     assert_eq!(times(&open(dir.path(), None)), [5 * HOUR, 5 * HOUR]);
@@ -177,7 +183,7 @@ fn a_tombstone_hides_at_once_spares_what_comes_later_and_is_forgotten() {
     assert_eq!(engine.delete_series(&Selection { start, end, ..everything() }).expect("deleted"), 2);
     assert_eq!(times(&engine), [1]);
     assert_eq!(
-        engine.series(ShardId(1), &Selection { start, end, ..everything() }).expect("listed").len(),
+        engine.series(ShardId(1), &Selection { start, end, ..everything() }, 9).expect("listed").items.len(),
         0
     );
     append(&engine, &[(2, 3, 1.0)]);
@@ -197,8 +203,55 @@ fn a_tombstone_hides_at_once_spares_what_comes_later_and_is_forgotten() {
     assert!(matches!(engine.delete_series(&reversed), Err(StorageError::Invalid { .. })));
     engine.delete_series(&everything()).expect("deleted");
     engine.maintain(TimestampMs(FAR)).expect("merged");
+    engine.flush().expect("flushed");
     assert_eq!((engine.stats().series, engine.stats().flushed_segments), (0, 0));
+    past::verify(engine.store());
     assert_eq!(engine.store().rocks.tables(), 0);
+}
+
+#[test]
+fn a_series_that_left_memory_and_came_back_is_one_series() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), None);
+    for t in 0..4 {
+        append(&engine, &[(1, t, 1.0), (1 + 7 * (u32::try_from(t).expect("small") + 1), t, 1.0)]);
+        engine.flush().expect("flushed");
+        assert_eq!(engine.stats().series, 2);
+        engine.flush().expect("nobody is active");
+        assert_eq!((engine.stats().series, engine.stats().index_bytes < 1000), (0, true));
+    }
+    append(&engine, &[(1, 4, 1.0)]);
+    for merged in [false, true] {
+        let one = Selection {
+            matchers: vec![
+                saturn_model::Matcher::new("n", saturn_model::MatchOp::Equal, "1").expect("valid"),
+            ],
+            ..everything()
+        };
+        let found = engine.select(ShardId(1), &one, 1).expect("one series, however many ordinals");
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].timestamps, [0, 1, 2, 3, 4]);
+        assert_eq!(engine.series(ShardId(1), &everything(), 9).expect("listed").items.len(), 5);
+        let error = engine.select(ShardId(1), &everything(), 4).expect_err("five series");
+        assert!(matches!(error, StorageError::TooManySeries { matched: 5, max: 4 }), "{error}");
+        let values = engine.label_values(ShardId(1), &everything(), "n", 9).expect("listed");
+        assert_eq!((values.items.len(), values.truncated), (5, false));
+        assert_eq!(engine.label_values(ShardId(1), &everything(), "n", 3).expect("listed").items.len(), 3);
+        let names = engine.label_names(ShardId(1), &everything(), 9).expect("listed");
+        assert_eq!(names.items, ["__name__", "n"]);
+        if !merged {
+            engine.maintain(TimestampMs(FAR)).expect("merged");
+            assert_eq!(segments(&engine).len(), 1);
+        }
+    }
+    let counted = engine.cardinality(&tenant(), 1);
+    assert_eq!((counted.series, counted.label_pairs), (1, 2));
+    assert_eq!(counted.series_by_metric, [("metric_1".to_owned(), 1)]);
+    engine.delete_series(&everything()).expect("deleted");
+    assert!(times(&engine).is_empty());
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    engine.flush().expect("flushed");
+    past::verify(engine.store());
 }
 
 #[test]

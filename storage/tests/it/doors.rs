@@ -6,7 +6,7 @@ use std::sync::Arc;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use saturn_model::{Labels, MatchOp, ShardId, TimestampMs};
-use saturn_storage::{AppendOutcome, Engine, EngineOptions, ReadLimits, StorageError};
+use saturn_storage::{AppendOutcome, Engine, EngineOptions, Listed, ReadLimits, StorageError};
 
 use crate::copy::copy_dir;
 use crate::support::{Sending, append, batch, everything, labels, matcher, open, tenant, try_open, within};
@@ -92,19 +92,25 @@ fn names_and_values_keep_to_tenant_matchers_and_time() {
     let theirs = batch(&other, SHARD, Sending::WithLabels, &[(&labels(&[("secret", "s")]), old)]);
     append(&engine, vec![mine, theirs]).expect("appended");
     for _ in 0..2 {
-        let names = |selection| {
-            engine.label_names(SHARD, &selection).expect("listed").into_iter().collect::<Vec<_>>()
-        };
+        let names = |selection| engine.label_names(SHARD, &selection, 10).expect("listed").items;
         assert_eq!(names(everything(&demo)), ["__name__", "host", "job"]);
         assert_eq!(names(within(&demo, 0, 10)), ["__name__", "job"]);
         let mut only_down = everything(&demo);
         only_down.matchers = vec![matcher("__name__", MatchOp::Equal, "down")];
         assert_eq!(names(only_down.clone()), ["__name__", "host"]);
-        let values = engine.label_values(SHARD, &everything(&demo), "__name__").expect("listed");
-        assert_eq!(values.into_iter().collect::<Vec<_>>(), ["down", "up"]);
-        assert!(engine.label_values(SHARD, &only_down, "job").expect("listed").is_empty());
-        assert!(engine.label_values(SHARD, &everything(&demo), "secret").expect("listed").is_empty());
-        assert_eq!(engine.series(SHARD, &only_down).expect("listed"), std::slice::from_ref(&down));
+        let values =
+            |limit| engine.label_values(SHARD, &everything(&demo), "__name__", limit).expect("listed");
+        assert_eq!(values(2), Listed { items: vec!["down".into(), "up".into()], truncated: false });
+        assert_eq!((values(1).items.len(), values(1).truncated), (1, true));
+        let names = engine.label_names(SHARD, &everything(&demo), 2).expect("listed");
+        assert_eq!((names.items.len(), names.truncated), (2, true));
+        let series = engine.series(SHARD, &everything(&demo), 1).expect("listed");
+        assert_eq!((series.items.len(), series.truncated), (1, true));
+        assert!(engine.label_values(SHARD, &only_down, "job", 1).expect("listed").items.is_empty());
+        assert!(
+            engine.label_values(SHARD, &everything(&demo), "secret", 1).expect("listed").items.is_empty()
+        );
+        assert_eq!(engine.series(SHARD, &only_down, 1).expect("listed").items, std::slice::from_ref(&down));
         engine.flush().expect("flushed");
     }
 }
