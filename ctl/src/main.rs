@@ -8,6 +8,7 @@
 mod api;
 mod doctor;
 mod promql;
+mod promql_test;
 mod query;
 mod ring;
 mod table;
@@ -93,6 +94,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Query(QueryCommand::Instant(args)) => query::instant(&api, &args, cli.output).await,
         Command::Query(QueryCommand::Range(args)) => query::range(&api, &args, cli.output).await,
         Command::Promql(promql::PromqlCommand::Diff(args)) => promql::diff(&args, cli.output).await,
+        Command::Promql(promql::PromqlCommand::Test(args)) => promql_test::run(&args, cli.output),
         Command::Doctor => doctor::run(&api, cli.output).await,
     }
 }

@@ -25,6 +25,8 @@ const DEFAULT_AGE_SECONDS: f64 = 120.0;
 pub(crate) enum PromqlCommand {
     /// Compare two servers' answers to the queries of a file.
     Diff(Diff),
+    /// Run scripts in the language of Prometheus's promqltest; needs no server.
+    Test(crate::promql_test::Test),
 }
 
 /// Compare two servers' answers to the queries of a file.

@@ -3,6 +3,7 @@
 //! A flag wins over its environment variable, that over the configuration file, that over the default.
 //! The table of all settings is in `config/settings.rs`; a value that passes here is not checked again.
 
+mod listing;
 mod secret;
 mod settings;
 mod value;
@@ -17,6 +18,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use saturn_model::TenantId;
 
+pub(crate) use listing::Listing;
 pub(crate) use secret::Secret;
 pub(crate) use value::Origin;
 
@@ -61,6 +63,8 @@ pub(crate) struct Config {
     pub(crate) log_format: LogFormat,
     /// Tenant of requests that name none.
     pub(crate) default_tenant: TenantId,
+    /// All of the above as texts.
+    pub(crate) listing: Listing,
 }
 
 /// Why the settings are refused. The operator must change one of them; there is nothing to retry.
@@ -136,7 +140,7 @@ impl Config {
             "json" => LogFormat::Json,
             _ => LogFormat::Logfmt,
         };
-        let config = Self {
+        let mut config = Self {
             data_dir: given.value(settings::DATA_DIR).path()?,
             node_id: node_id(&given)?,
             zone: given.value(settings::NODE_ZONE).name()?,
@@ -150,9 +154,21 @@ impl Config {
             log_level: given.value(settings::LOG_LEVEL).choice()?.to_owned(),
             log_format,
             default_tenant: given.value(settings::TENANT_DEFAULT).tenant()?,
+            listing: Listing::default(),
         };
+        config.listing = config.list(&given);
         config.check_addresses()?;
         Ok(config)
+    }
+
+    /// The texts of all settings, and what was found out where nothing was set.
+    fn list(&self, given: &Given) -> Listing {
+        let text = |setting: &Setting| match setting.flag {
+            settings::NODE_ID => self.node_id.clone(),
+            settings::CLUSTER_REPLICATION_FACTOR => self.replication_factor.to_string(),
+            flag => given.value(flag).text,
+        };
+        Listing(SETTINGS.iter().map(|setting| (setting.flag, text(setting))).collect())
     }
 
     fn check_addresses(&self) -> Result<(), ConfigError> {

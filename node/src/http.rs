@@ -4,6 +4,7 @@
 
 mod answer;
 mod ast;
+mod cardinality;
 mod federate;
 mod names;
 mod params;
@@ -12,6 +13,7 @@ mod remote_read;
 mod status;
 mod tenant;
 mod write;
+mod zstd;
 
 use std::sync::{Arc, OnceLock};
 
@@ -28,6 +30,7 @@ use saturn_storage::Engine;
 use tokio::sync::{Semaphore, watch};
 use tower_http::compression::CompressionLayer;
 
+use crate::config::Listing;
 use crate::metrics::HttpMetrics;
 use crate::peers::NodePeers;
 use crate::read_path::QuorumSource;
@@ -49,6 +52,7 @@ pub(crate) struct App {
     /// Empty until the node belongs to a cluster.
     pub(crate) serving: Arc<OnceLock<Serving>>,
     pub(crate) ring: RingStatus,
+    pub(crate) settings: Listing,
     pub(crate) limits: Arc<Limits>,
     pub(crate) default_tenant: TenantId,
     pub(crate) registry: Arc<Mutex<Registry>>,
@@ -96,9 +100,13 @@ fn api_routes() -> Router<Arc<App>> {
         .route("/federate", get(federate::federate))
         .route("/api/v1/status/buildinfo", get(status::buildinfo))
         .route("/api/v1/status/runtimeinfo", get(status::runtimeinfo))
+        .route("/api/v1/status/config", get(status::config))
+        .route("/api/v1/status/flags", get(status::flags))
+        .route("/api/v1/status/tsdb", get(cardinality::tsdb))
         .route("/api/v1/status/ring", get(status::ring))
         .route("/api/v1/status/node", get(status::node))
         .layer(DefaultBodyLimit::max(FORM_BYTES_MAX))
+        .layer(axum::middleware::from_fn(zstd::compress))
         .layer(CompressionLayer::new().gzip(true));
     // The write handler reads its body itself, within the tenant's limit; remote-read brings its own compression.
     let writes = Router::new()

@@ -186,6 +186,7 @@ impl Node {
         App {
             serving: Arc::clone(&self.serving),
             ring,
+            settings: config.listing.clone(),
             limits: Arc::clone(&self.limits),
             default_tenant: config.default_tenant.clone(),
             registry: Arc::clone(&self.registry),

@@ -3,6 +3,8 @@
 //! * [`parse`] makes an [`ast::Expr`] of a text; its `Display` writes it back.
 //! * [`selector_requests`] says which data an evaluation will read, so that a caller can fetch it first.
 //! * [`evaluate`] computes the [`QueryResult`] from a [`Source`], a series at a time.
+//! * [`fuzz`] holds the bodies of fuzzers.
+//! * [`promqltest`] runs the scripts that Prometheus tests its own language with.
 //! * [`parse_duration`], [`format_duration`] and [`format_value`] are the formats of Prometheus's API.
 //!
 //! The crate is pure: no tokio, no clock, no randomness.
@@ -19,10 +21,12 @@ mod duration;
 mod error;
 mod eval;
 mod functions;
+pub mod fuzz;
 mod go_text;
 mod histogram;
 mod kahan;
 mod limits;
+pub mod promqltest;
 mod span;
 mod syntax;
 
@@ -30,8 +34,8 @@ pub use annotations::{Annotation, Annotations, RenderedAnnotations};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use error::{EvalError, ParseError, ParseErrorKind};
 pub use eval::{
-    EvalParams, NameRemoval, QueryResult, SampleValue, SelectorHints, SelectorRequest, Source, SourceError,
-    StartTimestamps, Value, VectorSample, evaluate, selector_requests,
+    EvalParams, NameRemoval, QueryResult, SampleStats, SampleValue, SelectorHints, SelectorRequest, Source,
+    SourceError, StartTimestamps, Value, VectorSample, evaluate, selector_requests,
 };
 pub use functions::{Function, FunctionId, Variadic, function_named};
 pub use go_text::format_value;

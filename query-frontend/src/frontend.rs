@@ -13,8 +13,8 @@ use prometheus_client::registry::Registry;
 use saturn_model::{Limits, Selection, SeriesColumns, TenantId, TimestampMs};
 use saturn_promql::ast::Expr;
 use saturn_promql::{
-    Annotations, EvalError, EvalParams, ParseLimits, RenderedAnnotations, SelectorRequest, Source,
-    SourceError, Value, evaluate, parse_with_limits, selector_requests,
+    EvalError, EvalParams, ParseLimits, QueryResult, RenderedAnnotations, SampleStats, SelectorRequest,
+    Source, SourceError, Value, evaluate, parse_with_limits, selector_requests,
 };
 use tokio::sync::Semaphore;
 
@@ -113,6 +113,23 @@ pub struct QueryAnswer {
     /// What the answer does not cover; empty when it is complete. An incomplete answer must not be cached,
     /// and must neither fire nor resolve an alert.
     pub missing: Vec<String>,
+    /// Where its time went.
+    pub timings: QueryTimings,
+    /// How much data it looked at.
+    pub samples: SampleStats,
+}
+
+/// Where a query's time went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueryTimings {
+    /// Waiting for its turn.
+    pub queue: Duration,
+    /// Reading the series.
+    pub preparation: Duration,
+    /// Evaluating the expression, the sorting of its result included.
+    pub evaluation: Duration,
+    /// All of it.
+    pub total: Duration,
 }
 
 /// Why a query has no answer.
@@ -243,21 +260,30 @@ impl<S: SeriesSource> Frontend<S> {
         let params = self.params(&request)?;
         let expr = self.parse(&request.text)?;
         let timeout = request.timeout.map_or(self.limits.query_timeout, |t| t.min(self.limits.query_timeout));
-        let deadline = tokio::time::Instant::now() + timeout;
+        let begin = tokio::time::Instant::now();
+        let deadline = begin + timeout;
 
         let permit = tokio::time::timeout_at(deadline, self.take_turn());
         let _permit = permit.await.map_err(|_| QueryError::Timeout { stage: "the queue" })??;
         let _running = Running::count(&self.metrics);
+        let admitted = tokio::time::Instant::now();
 
         let fetching = tokio::time::timeout_at(deadline, self.fetch(&request.tenant, &expr, &params));
         let (source, missing) =
             fetching.await.map_err(|_| QueryError::Timeout { stage: "reading the series" })??;
+        let fetched = tokio::time::Instant::now();
 
         let evaluating = tokio::time::timeout_at(deadline, evaluate_off_thread(expr, params, source));
-        let (value, annotations) =
+        let QueryResult { value, annotations, samples } =
             evaluating.await.map_err(|_| QueryError::Timeout { stage: "expression evaluation" })??;
         let RenderedAnnotations { warnings, infos } = annotations.render(&request.text, ANNOTATIONS_MAX);
-        Ok(QueryAnswer { value, warnings, infos, missing })
+        let timings = QueryTimings {
+            queue: admitted - begin,
+            preparation: fetched - admitted,
+            evaluation: fetched.elapsed(),
+            total: begin.elapsed(),
+        };
+        Ok(QueryAnswer { value, warnings, infos, missing, timings, samples })
     }
 
     /// Waits for a place among the running queries, in a bounded line.
@@ -359,7 +385,7 @@ async fn evaluate_off_thread(
     expr: Expr,
     params: EvalParams,
     source: Prefetched,
-) -> Result<(Value, Annotations), QueryError> {
+) -> Result<QueryResult, QueryError> {
     let cancelled = Arc::new(AtomicBool::new(false));
     let _cancel = CancelOnDrop(Arc::clone(&cancelled));
     let evaluation = tokio::task::spawn_blocking(move || {
@@ -367,7 +393,7 @@ async fn evaluate_off_thread(
     });
     let result = evaluation.await.map_err(|e| QueryError::Internal(format!("evaluation failed: {e}")))?;
     match result {
-        Ok(result) => Ok((result.value, result.annotations)),
+        Ok(result) => Ok(result),
         Err(e @ EvalError::Invalid(_)) => {
             Err(QueryError::Invalid { parameter: "query", reason: e.to_string() })
         }

@@ -9,5 +9,6 @@ mod frontend;
 mod metrics;
 
 pub use frontend::{
-    FetchError, Fetched, Frontend, QueryAnswer, QueryError, QueryRequest, QueryTime, SeriesSource, Settings,
+    FetchError, Fetched, Frontend, QueryAnswer, QueryError, QueryRequest, QueryTime, QueryTimings,
+    SeriesSource, Settings,
 };

@@ -4,6 +4,7 @@
 //! * `road`: Prometheus in, PromQL out, the answers equal Prometheus's own; one node dies on the way.
 //! * `ack`: what was acked is there after all nodes were killed, and after all disks lost power.
 //! * `bad_input`: what senders and clients get wrong, and tenants kept apart.
+//! * `query_api`: statistics, limits, compression and pages about the server.
 //! * `compliance`: the public compliance queries, against a real Prometheus.
 //! * `refusals`: a node that should not start does not, and says why.
 //! * `operator`: `saturnctl` against a whole and a damaged cluster.
@@ -16,5 +17,6 @@ mod demo;
 mod harness;
 mod operator;
 mod queries;
+mod query_api;
 mod refusals;
 mod road;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use saturn_chaos_tests::remote_write::Series;
-use saturn_chaos_tests::{Cluster, Tolerance, eventually, now_ms};
+use saturn_chaos_tests::{Cluster, SaturnBinaries, Tolerance, eventually, now_ms};
 use serde_json::Value;
 
 const TENANT: &str = "operator";
@@ -155,4 +155,32 @@ async fn saturnctl_says_when_nobody_answers() -> Result<()> {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && text.contains(cluster.http_address(0)), "{text}");
     cluster.finish().await
+}
+
+/// Scripts that pass end with 0 and their count, others with 1 and what is wrong where.
+#[test]
+fn scripts_are_run() -> Result<()> {
+    let run = |args: &[&str]| {
+        Command::new(&SaturnBinaries::locate().saturnctl).args(args).output().context("saturnctl")
+    };
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../promql/testdata/staleness.test");
+    let folder = tempfile::tempdir()?;
+    let wrong = folder.path().join("wrong.test");
+    std::fs::write(&wrong, "load 1m\n  m 1 2\n\neval instant at 1m m + 1\n  {} 4\n")?;
+    let wrong = wrong.to_str().context("a plain name")?;
+
+    let passed = run(&["promql", "test", own])?;
+    let text = String::from_utf8_lossy(&passed.stdout);
+    ensure!(passed.status.success() && text.ends_with(" passed, 0 failed\n"), "{text}");
+
+    let failed = run(&["promql", "test", own, wrong, "no-such-file"])?;
+    let text = String::from_utf8_lossy(&failed.stdout);
+    ensure!(failed.status.code() == Some(1) && text.ends_with(" passed, 2 failed\n"), "{text}");
+    ensure!(text.contains(&format!("FAILED  {wrong}:4: m + 1: {{}}: got Float(3.0)")), "{text}");
+    ensure!(text.contains("FAILED  no-such-file:0: cannot read it"), "{text}");
+
+    let json = run(&["promql", "test", "-o", "json", wrong])?;
+    let report: Value = serde_json::from_slice(&json.stdout)?;
+    ensure!(report[0]["failures"][0]["line"] == 4 && report[0]["passed"] == 0, "{report}");
+    Ok(())
 }

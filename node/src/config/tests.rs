@@ -142,3 +142,14 @@ fn the_command_takes_subcommands_of_the_binary() {
     assert_eq!(matches.subcommand_name(), Some("demo"));
     super::command().debug_assert();
 }
+
+#[test]
+fn the_listing_is_a_file_that_sets_the_same() {
+    let args = ["--cluster.join", "127.0.0.1:1,127.0.0.1:2", "--data-dir", "/tmp/a \"b\"", "--node.id", "n1"];
+    let config = load_with(&args, &[]).expect("valid");
+    assert_eq!(config.listing.flags()["cluster.replication-factor"], "3");
+    assert_eq!(config.listing.flags()["config.file"], "");
+    let file = yaml_file(&config.listing.yaml());
+    let again = load_with(&["--config.file", path_of(&file)], &[]).expect("valid");
+    assert_eq!(Config { listing: config.listing.clone(), ..again }, config);
+}

@@ -118,8 +118,8 @@ fn to_json<T: Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string(value).expect("strings, numbers and maps of them serialise")
 }
 
-/// A query's result as Prometheus writes it: `{"resultType":...,"result":...}`.
-pub(crate) fn write_value(value: &Value) -> String {
+/// A query's result as Prometheus writes it: `{"resultType":...,"result":...,"stats":...}`.
+pub(crate) fn write_value(value: &Value, stats: Option<&serde_json::Value>) -> String {
     let mut out = String::new();
     match value {
         Value::Scalar { timestamp, value } => {
@@ -167,6 +167,10 @@ pub(crate) fn write_value(value: &Value) -> String {
             }
             out.push(']');
         }
+    }
+    if let Some(stats) = stats {
+        out.push_str(",\"stats\":");
+        out.push_str(&to_json(stats));
     }
     out.push('}');
     out
@@ -269,7 +273,7 @@ mod tests {
             value: SampleValue::Float(f64::INFINITY),
         }]);
         assert_eq!(
-            write_value(&vector),
+            write_value(&vector, None),
             r#"{"resultType":"vector","result":[{"metric":{"__name__":"up","job":"a\"b"},"value":[1435781451.780,"+Inf"]}]}"#
         );
         let matrix = Value::Matrix(vec![SeriesColumns::floats(
@@ -278,7 +282,7 @@ mod tests {
             vec![1e21, f64::NAN],
         )]);
         assert_eq!(
-            write_value(&matrix),
+            write_value(&matrix, None),
             r#"{"resultType":"matrix","result":[{"metric":{},"values":[[-0.500,"1e+21"],[2,"NaN"]]}]}"#
         );
         let histogram = Arc::new(Histogram {
@@ -292,11 +296,11 @@ mod tests {
         let value = SampleValue::Histogram(histogram);
         let sample = VectorSample { labels: Labels::empty(), timestamp: TimestampMs(0), value };
         assert_eq!(
-            write_value(&Value::Vector(vec![sample])),
+            write_value(&Value::Vector(vec![sample]), None),
             r#"{"resultType":"vector","result":[{"metric":{},"histogram":[0,{"count":"5","sum":"2.5","buckets":[[3,"-0.001","0.001","1"],[0,"0.5","1","1"],[0,"2","4","3"]]}]}]}"#
         );
         let scalar = Value::Scalar { timestamp: TimestampMs(4000), value: 2.0 };
-        assert_eq!(write_value(&scalar), r#"{"resultType":"scalar","result":[4,"2"]}"#);
-        assert_eq!(write_value(&Value::Vector(vec![])), r#"{"resultType":"vector","result":[]}"#);
+        assert_eq!(write_value(&scalar, None), r#"{"resultType":"scalar","result":[4,"2"]}"#);
+        assert_eq!(write_value(&Value::Vector(vec![]), None), r#"{"resultType":"vector","result":[]}"#);
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{RawPathParams, State};
 use axum::response::Response;
 use saturn_model::{Selection, TenantId, TimestampMs};
-use saturn_promql::Value;
-use saturn_query_frontend::{QueryAnswer, QueryRequest, QueryTime};
+use saturn_promql::{SampleStats, Value};
+use saturn_query_frontend::{QueryAnswer, QueryRequest, QueryTime, QueryTimings};
 use saturn_replication::Completeness;
 
 use super::answer::{ApiError, Notes, success, success_of, write_labels, write_value};
@@ -57,13 +58,42 @@ async fn run(app: &App, tenant: TenantId, params: &Params, time: QueryTime) -> R
         timeout: params.timeout()?,
         lookback_ms: params.duration_ms("lookback_delta")?,
     };
-    let QueryAnswer { mut value, mut warnings, infos, missing } =
+    let QueryAnswer { mut value, mut warnings, infos, missing, timings, samples } =
         serving(app)?.frontend.query(request).await?;
     warnings.extend(missing);
     if limit.is_some_and(|limit| truncate(&mut value, limit)) {
         warnings.push(TRUNCATED.into());
     }
-    Ok(success(&write_value(&value), &Notes { warnings, infos }))
+    let stats = params.get("stats").map(|detail| query_stats(&timings, &samples, detail == "all"));
+    Ok(success(&write_value(&value, stats.as_ref()), &Notes { warnings, infos }))
+}
+
+/// Prometheus's `stats`. Times are seconds; the result is sorted as it is made, which takes no time of its own.
+fn query_stats(timings: &QueryTimings, samples: &SampleStats, per_step: bool) -> serde_json::Value {
+    let seconds = |duration: Duration| duration.as_secs_f64();
+    let mut counts = serde_json::json!({
+        "totalQueryableSamples": samples.queryable(),
+        "samplesRead": samples.read(),
+        "peakSamples": samples.peak,
+    });
+    if per_step {
+        let steps = |counts: &[(i64, u64)]| -> serde_json::Value {
+            counts.iter().map(|(time, count)| serde_json::json!([*time as f64 / 1000.0, count])).collect()
+        };
+        counts["totalQueryableSamplesPerStep"] = steps(&samples.queryable_per_step);
+        counts["samplesReadPerStep"] = steps(&samples.read_per_step);
+    }
+    serde_json::json!({
+        "timings": {
+            "evalTotalTime": seconds(timings.preparation + timings.evaluation),
+            "resultSortTime": 0.0,
+            "queryPreparationTime": seconds(timings.preparation),
+            "innerEvalTime": seconds(timings.evaluation),
+            "execQueueTime": seconds(timings.queue),
+            "execTotalTime": seconds(timings.total),
+        },
+        "samples": counts,
+    })
 }
 
 /// Cuts a result to `limit` series; whether it had more.
@@ -122,17 +152,17 @@ fn selections(
 }
 
 /// Collects what several selections find, and what they miss.
-struct Found<T> {
+pub(super) struct Found<T> {
     items: BTreeSet<T>,
     warnings: BTreeSet<String>,
 }
 
 impl<T: Ord> Found<T> {
-    fn nothing() -> Self {
+    pub(super) fn nothing() -> Self {
         Self { items: BTreeSet::new(), warnings: BTreeSet::new() }
     }
 
-    fn add(
+    pub(super) fn add(
         &mut self,
         items: impl IntoIterator<Item = T>,
         completeness: &Completeness,
@@ -147,7 +177,7 @@ impl<T: Ord> Found<T> {
         Ok(())
     }
 
-    fn finish(self, limit: Option<usize>) -> (Vec<T>, Notes) {
+    pub(super) fn finish(self, limit: Option<usize>) -> (Vec<T>, Notes) {
         let mut warnings: Vec<String> = self.warnings.into_iter().collect();
         let mut items: Vec<T> = self.items.into_iter().collect();
         if let Some(limit) = limit.filter(|limit| items.len() > *limit) {

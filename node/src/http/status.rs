@@ -98,6 +98,16 @@ pub(crate) async fn runtimeinfo(State(app): State<Arc<App>>) -> Response {
     success_of(&info, &Notes::default())
 }
 
+/// `GET /api/v1/status/config`: the settings in force, as the configuration file would hold them.
+pub(crate) async fn config(State(app): State<Arc<App>>) -> Response {
+    success_of(&serde_json::json!({ "yaml": app.settings.yaml() }), &Notes::default())
+}
+
+/// `GET /api/v1/status/flags`: the settings in force, by flag.
+pub(crate) async fn flags(State(app): State<Arc<App>>) -> Response {
+    success_of(&app.settings.flags(), &Notes::default())
+}
+
 /// `GET /api/v1/status/ring`: who is there and who owns what.
 pub(crate) async fn ring(State(app): State<Arc<App>>) -> Response {
     success_of(&app.ring.report(), &Notes::default())

@@ -179,7 +179,7 @@ impl Evaluator<'_> {
         for phi in phis.iter().filter(|phi| !(0.0..=1.0).contains(*phi)) {
             if warned.replace(phi.to_bits()) != Some(phi.to_bits()) {
                 let text = format!("quantile value should be between 0 and 1, got {}", format_general(*phi));
-                self.annotations.borrow_mut().warn(span, &text);
+                self.annotations().warn(span, &text);
             }
         }
     }

@@ -89,7 +89,7 @@ impl Evaluator<'_> {
             result.push_row(name.clone(), column.as_row())?;
         }
         for remark in remarks {
-            remark.add_to(&mut self.annotations.borrow_mut(), op, span);
+            remark.add_to(&mut self.annotations(), op, span);
         }
         if drops_name(binary) { self.drop_names(result, Duplicates::MergeDisjoint) } else { Ok(result) }
     }

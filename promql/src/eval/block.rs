@@ -4,8 +4,8 @@
 //! A block charges its cells to the query's budget before it allocates them and gives them back when it
 //! is dropped, so that the memory of all blocks that live at one time is bounded.
 
-use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use saturn_model::{Histogram, Labels};
 
@@ -15,8 +15,15 @@ use crate::eval::params::SampleValue;
 /// How many samples a query may hold at one time.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
-    live: Rc<std::cell::Cell<usize>>,
+    live: Arc<Live>,
     limit: usize,
+}
+
+/// How many samples are held now, and the most that ever were.
+#[derive(Debug, Default)]
+struct Live {
+    now: AtomicUsize,
+    peak: AtomicUsize,
 }
 
 /// A part of the budget, given back on drop.
@@ -28,7 +35,12 @@ pub(crate) struct Charge {
 
 impl Budget {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { live: Rc::default(), limit }
+        Self { live: Arc::default(), limit }
+    }
+
+    /// The most samples that were held at one time.
+    pub(crate) fn peak(&self) -> usize {
+        self.live.peak.load(Ordering::Relaxed)
     }
 
     /// Takes nothing yet; see [`Charge::grow`].
@@ -41,11 +53,10 @@ impl Charge {
     /// Takes `samples` more.
     pub(crate) fn grow(&mut self, samples: usize) -> Result<(), EvalError> {
         let Budget { live, limit } = &self.budget;
-        let wanted = live.get().saturating_add(samples);
-        if wanted > *limit {
-            return Err(EvalError::TooManySamples { limit: *limit });
-        }
-        live.set(wanted);
+        let within = |now: usize| now.checked_add(samples).filter(|wanted| wanted <= limit);
+        let before = live.now.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
+        let before = before.map_err(|_| EvalError::TooManySamples { limit: *limit })?;
+        live.peak.fetch_max(before + samples, Ordering::Relaxed);
         self.samples += samples;
         Ok(())
     }
@@ -53,8 +64,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let live = &self.budget.live;
-        live.set(live.get() - self.samples);
+        self.budget.live.now.fetch_sub(self.samples, Ordering::Relaxed);
     }
 }
 

@@ -25,9 +25,9 @@ impl Evaluator<'_> {
             FunctionId::HistogramQuantile
             | FunctionId::HistogramQuantiles
             | FunctionId::HistogramFraction => ResetHints::FromSource,
-            _ => self.resets.get(),
+            _ => self.resets,
         };
-        self.with_resets(resets, || self.call_function(call, span, grid))
+        self.with_resets(resets).call_function(call, span, grid)
     }
 
     fn call_function(&self, call: &Call, span: Span, grid: &Grid) -> Result<Evaluated, EvalError> {

@@ -1,6 +1,6 @@
 //! The walk over the syntax tree, and the last steps that turn a block into an answer.
 
-use std::cell::{Cell, RefCell};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use saturn_model::{Labels, SeriesColumns, TimestampMs};
 
@@ -8,6 +8,7 @@ use crate::annotations::Annotations;
 use crate::ast::{Binary, Expr, ExprKind, UnaryOp, ValueType};
 use crate::error::EvalError;
 use crate::eval::block::{Block, Budget};
+use crate::eval::counts::SampleCounts;
 use crate::eval::extended::extended_samples;
 use crate::eval::grid::Grid;
 use crate::eval::invariance::is_step_invariant;
@@ -27,16 +28,23 @@ pub fn evaluate(
     source: &dyn Source,
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<QueryResult, EvalError> {
+    let annotations = Mutex::default();
+    // More steps than samples are refused where the first operand is evaluated.
+    let counts = SampleCounts::new(params.grid().count.min(params.samples_max));
     let evaluator = Evaluator {
         params,
         source,
         cancelled,
         budget: Budget::new(params.samples_max),
-        annotations: RefCell::default(),
-        resets: Cell::new(ResetHints::FromSource),
+        annotations: &annotations,
+        counts: &counts,
+        resets: ResetHints::FromSource,
     };
     let value = evaluator.answer(expr)?;
-    Ok(QueryResult { value, annotations: evaluator.annotations.into_inner() })
+    let peak = evaluator.budget.peak();
+    let samples = counts.finish(params.grid().times(), peak);
+    let annotations = annotations.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(QueryResult { value, annotations, samples })
 }
 
 /// The value of an expression at all steps of a grid.
@@ -54,9 +62,11 @@ pub(super) struct Evaluator<'a> {
     pub(super) source: &'a dyn Source,
     pub(super) cancelled: &'a (dyn Fn() -> bool + Sync),
     pub(super) budget: Budget,
-    pub(super) annotations: RefCell<Annotations>,
+    annotations: &'a Mutex<Annotations>,
+    /// Where selectors that are evaluated now count what they read.
+    pub(super) counts: &'a SampleCounts,
     /// How selectors that are evaluated now treat hints.
-    pub(super) resets: Cell<ResetHints>,
+    pub(super) resets: ResetHints,
 }
 
 /// What a selector does about histograms that do not know whether there was a counter reset before them.
@@ -157,19 +167,29 @@ impl Evaluator<'_> {
             return self.eval(expr, grid);
         }
         let first = Grid { count: 1, ..*grid };
-        Ok(match self.eval(expr, &first)? {
+        let counts = SampleCounts::total();
+        let value = self.counting_into(&counts).eval(expr, &first)?;
+        self.counts.add_to_each(&counts);
+        Ok(match value {
             Evaluated::Vector(block) => Evaluated::Vector(block.repeated(grid.count)?),
             Evaluated::Scalar(values) => Evaluated::Scalar(vec![values[0]; grid.count]),
             text @ Evaluated::Text(_) => text,
         })
     }
 
-    /// Evaluates with other rules for the hints of what is selected.
-    pub(super) fn with_resets<T>(&self, resets: ResetHints, evaluate: impl FnOnce() -> T) -> T {
-        let before = self.resets.replace(resets);
-        let result = evaluate();
-        self.resets.set(before);
-        result
+    /// The same evaluation with other rules for the hints of what is selected.
+    pub(super) fn with_resets(&self, resets: ResetHints) -> Evaluator<'_> {
+        Evaluator { resets, budget: self.budget.clone(), ..*self }
+    }
+
+    /// The same evaluation, counting what it reads elsewhere.
+    pub(super) fn counting_into<'b>(&'b self, counts: &'b SampleCounts) -> Evaluator<'b> {
+        Evaluator { counts, budget: self.budget.clone(), ..*self }
+    }
+
+    /// What there is to say besides the result.
+    pub(super) fn annotations(&self) -> MutexGuard<'_, Annotations> {
+        self.annotations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Evaluates `expr` at all steps of `grid`.
@@ -193,8 +213,7 @@ impl Evaluator<'_> {
                 self.aggregate(aggregate, expr.span, grid).map(Evaluated::Vector)
             }
             ExprKind::Binary(binary) => {
-                let evaluate = || self.binary_chain(binary, expr.span, grid);
-                self.with_resets(ResetHints::FromSource, evaluate)
+                self.with_resets(ResetHints::FromSource).binary_chain(binary, expr.span, grid)
             }
             ExprKind::Unary(op, inner) => self.unary(*op, inner, grid),
             ExprKind::Paren(inner) => self.eval_unless_invariant(inner, grid),
@@ -332,6 +351,26 @@ mod tests {
             let error = run(query, 400, &never).expect_err("too much");
             assert!(matches!(error, EvalError::TooManySamples { limit: 400 }), "{query}: {error}");
         }
+    }
+
+    /// What is looked at by each step, and what of that was read at it.
+    #[test]
+    fn samples_are_counted_by_step() {
+        let counts = |query: &str| {
+            let expr = parse(query).expect("valid");
+            let params = EvalParams::range(TimestampMs(10_000), TimestampMs(12_000), 1000);
+            let samples = evaluate(&expr, &params, &Seconds, &|| false).expect("evaluates").samples;
+            assert_eq!(samples.queryable_per_step[2].0, 12_000);
+            let counts = |steps: &[(i64, u64)]| steps.iter().map(|(_, count)| *count).collect::<Vec<_>>();
+            (counts(&samples.queryable_per_step), counts(&samples.read_per_step))
+        };
+        assert_eq!(counts("x"), (vec![1, 1, 1], vec![1, 1, 1]));
+        assert_eq!(counts("rate(x[5s])"), (vec![5, 5, 5], vec![5, 1, 1]));
+        assert_eq!(counts("x + x"), (vec![2, 2, 2], vec![2, 2, 2]));
+        assert_eq!(counts("sum_over_time(x[4s] @ 9)"), (vec![4, 4, 4], vec![4, 0, 0]));
+        // The windows hold two results each; what the subquery read, it read for all of them.
+        assert_eq!(counts("max_over_time(rate(x[2s])[4s:2s])"), (vec![2, 2, 2], vec![6, 0, 0]));
+        assert_eq!(counts("1 + time()"), (vec![0; 3], vec![0; 3]));
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Evaluator<'_> {
                  https://prometheus.io/docs/prometheus/latest/querying/functions/#histogram_quantile){}",
                 for_metric(self.remarks_on_histogram(name, span).metric)
             );
-            self.annotations.borrow_mut().inform_of_repair(span, &text, repair);
+            self.annotations().inform_of_repair(span, &text, repair);
         }
         value
     }
@@ -195,7 +195,7 @@ impl Evaluator<'_> {
                     quote(bound.as_bytes()),
                     for_metric(self.remarks_on_histogram(name, span).metric)
                 );
-                self.annotations.borrow_mut().warn(span, &text);
+                self.annotations().warn(span, &text);
                 continue;
             };
             let labels = keep_labels(&name.labels, |name| name != BUCKET_LABEL);

@@ -235,7 +235,7 @@ impl Evaluator<'_> {
                 "{} is ineffective for range queries since results are always ordered by labels",
                 call.function.name
             );
-            self.annotations.borrow_mut().warn(span, &text);
+            self.annotations().warn(span, &text);
         }
         let mut block = block;
         if matches!(order, Order::Ascending | Order::Descending) {

@@ -11,6 +11,7 @@ mod binary;
 pub(crate) mod block;
 mod calendar;
 mod call;
+mod counts;
 mod element;
 mod engine;
 mod extended;
@@ -42,7 +43,7 @@ mod window;
 pub(crate) use calendar::format_rfc3339;
 pub use engine::evaluate;
 pub use params::{
-    EvalParams, NameRemoval, QueryResult, SampleValue, SelectorHints, SelectorRequest, Source, SourceError,
-    StartTimestamps, Value, VectorSample,
+    EvalParams, NameRemoval, QueryResult, SampleStats, SampleValue, SelectorHints, SelectorRequest, Source,
+    SourceError, StartTimestamps, Value, VectorSample,
 };
 pub use requests::selector_requests;

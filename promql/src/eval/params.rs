@@ -95,6 +95,21 @@ pub struct QueryResult {
     pub value: Value,
     /// Warnings and infos.
     pub annotations: Annotations,
+    /// How much data the evaluation looked at.
+    pub samples: SampleStats,
+}
+
+/// How many samples an evaluation looked at; a native histogram counts as several. The numbers are those of
+/// Prometheus's `stats`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SampleStats {
+    /// For each step: its time, and all samples in the windows that it looked at.
+    pub queryable_per_step: Vec<(i64, u64)>,
+    /// For each step: its time, and the samples in its windows that no step before it had looked at. What
+    /// subqueries read counts at the first step.
+    pub read_per_step: Vec<(i64, u64)>,
+    /// The most that were held in memory at one time.
+    pub peak: usize,
 }
 
 /// The value of a query.
@@ -180,5 +195,17 @@ impl SourceError {
     /// An error with nothing below it.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None }
+    }
+}
+
+impl SampleStats {
+    /// All samples in all windows of all steps.
+    pub fn queryable(&self) -> u64 {
+        self.queryable_per_step.iter().map(|(_, count)| count).sum()
+    }
+
+    /// All samples that were read.
+    pub fn read(&self) -> u64 {
+        self.read_per_step.iter().map(|(_, count)| count).sum()
     }
 }

@@ -69,7 +69,7 @@ impl Evaluator<'_> {
                 format_general(*ratio),
                 format_general(capped)
             );
-            self.annotations.borrow_mut().warn(span, &text);
+            self.annotations().warn(span, &text);
             *ratio = capped;
         }
         for index in 0..block.len() {

@@ -43,11 +43,11 @@ pub(super) fn for_metric(name: &str) -> String {
 
 impl Remarks<'_> {
     fn warn(&self, text: &str) {
-        self.evaluator.annotations.borrow_mut().warn(self.span, text);
+        self.evaluator.annotations().warn(self.span, text);
     }
 
     fn inform(&self, text: &str) {
-        self.evaluator.annotations.borrow_mut().inform(self.span, text);
+        self.evaluator.annotations().inform(self.span, text);
     }
 
     fn quoted_metric(&self) -> String {

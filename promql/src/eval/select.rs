@@ -10,6 +10,7 @@ use saturn_model::{SeriesColumns, is_stale_nan};
 use crate::ast::{Extension, VectorSelector};
 use crate::error::EvalError;
 use crate::eval::block::{Block, Column, histogram_cost};
+use crate::eval::counts::StepCounts;
 use crate::eval::engine::{Evaluator, ResetHints};
 use crate::eval::grid::{Grid, Reference, request_of};
 use crate::eval::params::{SampleValue, SelectorRequest};
@@ -63,15 +64,17 @@ impl Evaluator<'_> {
         let mut charge = self.budget.charge();
         charge.grow(sample_cost(&selected))?;
         let mut column = Column::new(grid.count);
+        let mut counts = StepCounts::new(grid.count);
         for index in sorted_by_labels(&selected) {
             self.check_cancelled()?;
-            let detected = match self.resets.get() {
+            let detected = match self.resets {
                 ResetHints::Detected => with_detected_resets(&selected[index]),
                 ResetHints::FromSource => None,
             };
             let series = detected.as_ref().unwrap_or(&selected[index]);
             column.clear();
             let (mut floats, mut histograms) = (0, 0);
+            let mut counted = (0, 0);
             for (step, time) in grid.times().enumerate() {
                 let time = reference.at(time);
                 floats += advance(&series.timestamps[floats..], time);
@@ -81,12 +84,16 @@ impl Evaluator<'_> {
                     && !sample.is_stale()
                 {
                     column.set(step, sample.part(part));
+                    let is_new = counted != (floats, histograms);
+                    counted = (floats, histograms);
+                    counts.count(step, sample.cost(), if is_new { sample.cost() } else { 0 });
                 }
             }
             if !column.as_row().is_empty() {
                 block.push_row(series.labels.clone().into(), column.as_row())?;
             }
         }
+        self.counts.add(&counts);
         Ok(block)
     }
 
@@ -140,6 +147,10 @@ fn newest(series: &SeriesColumns, floats: usize, histograms: usize) -> Option<Fo
 }
 
 impl Found<'_> {
+    fn cost(&self) -> usize {
+        if self.is_histogram { histogram_cost(&self.series.histograms.values[self.index]) } else { 1 }
+    }
+
     fn is_stale(&self) -> bool {
         match self.is_histogram {
             true => self.series.histograms.values[self.index].is_stale(),

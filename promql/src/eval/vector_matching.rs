@@ -119,7 +119,7 @@ impl Evaluator<'_> {
         }
         // Of each step only the last remark counts.
         for (_, remark) in pairing.remarks.into_values() {
-            remark.add_to(&mut self.annotations.borrow_mut(), binary.op, span);
+            remark.add_to(&mut self.annotations(), binary.op, span);
         }
         Ok(pairing.result.block)
     }

@@ -11,7 +11,8 @@ use saturn_model::{
 
 use crate::ast::{Expr, ExprKind, Extension, MatrixSelector, Subquery};
 use crate::error::EvalError;
-use crate::eval::block::{Block, Cell, Charge, Column, Row, SeriesName};
+use crate::eval::block::{Block, Cell, Charge, Column, Row, SeriesName, histogram_cost};
+use crate::eval::counts::{SampleCounts, StepCounts};
 use crate::eval::engine::{Evaluator, ResetHints};
 use crate::eval::grid::{Grid, Reach, Reference, positive_duration, request_of, subquery_grid};
 use crate::eval::params::{SampleValue, StartTimestamps};
@@ -65,6 +66,8 @@ pub(super) struct Ranges {
     reach: Reach,
     pub(super) extension: Option<Extension>,
     starts: StartTimestamps,
+    /// Whether the samples were computed and not read.
+    is_subquery: bool,
     /// Holds the samples' place in the budget.
     _charge: Charge,
 }
@@ -187,7 +190,7 @@ impl Evaluator<'_> {
             for index in sorted_by_labels(&selected) {
                 self.check_cancelled()?;
                 let columns = &selected[index];
-                let detected = match self.resets.get() {
+                let detected = match self.resets {
                     ResetHints::Detected => with_detected_resets(columns),
                     ResetHints::FromSource => None,
                 };
@@ -204,7 +207,8 @@ impl Evaluator<'_> {
         let starts =
             if extension.is_none() { self.params.start_timestamps } else { StartTimestamps::Ignored };
         let reach = Reach::of(extension, self.params);
-        Ok(Ranges { series, reference, range_ms, reach, extension, starts, _charge: charge })
+        let is_subquery = false;
+        Ok(Ranges { series, reference, range_ms, reach, extension, starts, is_subquery, _charge: charge })
     }
 
     fn ranges_of_subquery(&self, subquery: &Subquery, grid: &Grid) -> Result<Ranges, EvalError> {
@@ -214,8 +218,10 @@ impl Evaluator<'_> {
         let mut series = Vec::new();
         let inner_grid = subquery_grid(subquery, grid, self.params)?;
         if grid.count > 0 && inner_grid.count > 0 {
-            let evaluate = || self.vector(&subquery.expr, &inner_grid);
-            let block = self.with_resets(ResetHints::FromSource, evaluate)?;
+            let counts = SampleCounts::total();
+            let evaluator = self.with_resets(ResetHints::FromSource);
+            let block = evaluator.counting_into(&counts).vector(&subquery.expr, &inner_grid)?;
+            self.counts.add_read_of(&counts);
             for (name, row) in block.rows() {
                 self.check_cancelled()?;
                 let mut columns = samples_of_row(row, &inner_grid);
@@ -225,7 +231,8 @@ impl Evaluator<'_> {
             }
         }
         let (reach, starts) = (Reach::default(), StartTimestamps::Ignored);
-        Ok(Ranges { series, reference, range_ms, reach, extension: None, starts, _charge: charge })
+        let (extension, is_subquery) = (None, true);
+        Ok(Ranges { series, reference, range_ms, reach, extension, starts, is_subquery, _charge: charge })
     }
 }
 
@@ -330,19 +337,23 @@ impl Ranges {
         grid: &Grid,
         mut visit: impl FnMut(&SeriesName, usize, Window<'_>) -> Result<(), EvalError>,
     ) -> Result<(), EvalError> {
+        let mut counts = StepCounts::new(grid.count);
         for series in &self.series {
             evaluator.check_cancelled()?;
-            self.slide(series, evaluator, grid, |step, window| visit(&series.name, step, window))?;
+            self.slide(series, evaluator, (grid, &mut counts), |step, window| {
+                visit(&series.name, step, window)
+            })?;
         }
+        evaluator.counts.add(&counts);
         Ok(())
     }
 
-    /// Slides the window along one series.
+    /// Slides the window along one series, and counts what it sees.
     fn slide(
         &self,
         series: &RangeSeries,
         evaluator: &Evaluator<'_>,
-        grid: &Grid,
+        (grid, counts): (&Grid, &mut StepCounts),
         mut visit: impl FnMut(usize, Window<'_>) -> Result<(), EvalError>,
     ) -> Result<(), EvalError> {
         let columns = series.samples.columns();
@@ -353,6 +364,8 @@ impl Ranges {
         };
         let falls = columns.values.windows(2).any(|pair| pair[1] < pair[0]);
         let (mut floats, mut hists) = (Slider::default(), Slider::default());
+        let costs = running_costs(histograms);
+        let newly_read = if self.is_subquery { 0 } else { usize::MAX };
         // One series of many steps and long windows can be most of a query's work.
         let mut work = 0;
         for (step, time) in grid.times().enumerate() {
@@ -365,8 +378,14 @@ impl Ranges {
             let start = end.saturating_sub(self.range_ms);
             let after = start.saturating_sub(self.reach.back_ms);
             let until = end.saturating_add(self.reach.ahead_ms);
+            let seen = (floats.past, hists.past);
             floats.slide(&columns.timestamps, after, until);
             hists.slide(&histograms.timestamps, after, until);
+            let cost_since = |float: usize, histogram: usize| {
+                let float_cost = floats.past - float.max(floats.first);
+                float_cost + costs.get(hists.past).map_or(0, |to| to - costs[histogram.max(hists.first)])
+            };
+            counts.count(step, cost_since(0, 0), cost_since(seen.0, seen.1).min(newly_read));
             if floats.first < floats.past || hists.first < hists.past {
                 let window = Window {
                     timestamps: floats.of(&columns.timestamps),
@@ -397,10 +416,11 @@ impl Ranges {
     ) -> Result<Block, EvalError> {
         let mut block = Block::new(grid.count, &evaluator.budget);
         let mut column = Column::new(grid.count);
+        let mut counts = StepCounts::new(grid.count);
         for series in &self.series {
             evaluator.check_cancelled()?;
             column.clear();
-            self.slide(series, evaluator, grid, |step, window| {
+            self.slide(series, evaluator, (grid, &mut counts), |step, window| {
                 if let Some(value) = compute(&series.name, step, window) {
                     column.set(step, value);
                 }
@@ -410,8 +430,24 @@ impl Ranges {
                 block.push_row(series.name.clone(), column.as_row())?;
             }
         }
+        evaluator.counts.add(&counts);
         Ok(block)
     }
+}
+
+/// What all histograms before each one cost of the budget; empty if there are none.
+fn running_costs(histograms: &HistogramColumns) -> Vec<usize> {
+    if histograms.values.is_empty() {
+        return Vec::new();
+    }
+    let mut total = 0;
+    let costs = histograms.values.iter().map(|histogram| histogram_cost(histogram));
+    std::iter::once(0)
+        .chain(costs.map(|cost| {
+            total += cost;
+            total
+        }))
+        .collect()
 }
 
 /// The metric's name, if the series still has one.

@@ -3,7 +3,7 @@
 use saturn_promql::parse;
 use serde_json::Value;
 
-use crate::runner::{report, shared_folder};
+use crate::scripts::{report, shared_folder};
 
 fn cases(file: &str) -> Vec<Value> {
     let Some(folder) = shared_folder() else {

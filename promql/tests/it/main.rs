@@ -1,9 +1,7 @@
 //! Integration tests of the query language: Prometheus's own scripts and cases, ours, and properties.
 
 mod cases;
-mod check;
+mod fuzz;
+mod hostile;
 mod properties;
-mod runner;
-mod script;
-mod series;
-mod store;
+mod scripts;

@@ -9,13 +9,11 @@ use saturn_model::{
     is_stale_nan,
 };
 use saturn_promql::ast::{DurationExpr, DurationExprKind, DurationSetting, Expr, ExprKind, TimeModifiers};
+use saturn_promql::promqltest::{Announced, Store, almost_equal, points, same_histogram};
 use saturn_promql::{
     EvalParams, NameRemoval, SampleValue, Span, Value, evaluate, parse, parse_duration, parse_selector,
     selector_requests,
 };
-
-use crate::check::{almost_equal, points, same_histogram};
-use crate::store::{Announced, Store};
 
 // Queries.
 

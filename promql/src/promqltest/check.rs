@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::{Annotations, SampleValue, Value};
 use saturn_model::{Histogram, Labels, SeriesColumns, is_stale_nan};
-use saturn_promql::{Annotations, SampleValue, Value};
 
-use crate::script::{Eval, Expected, Steps, TextMatch};
-use crate::series::{Item, Literal};
+use super::script::{Eval, Expected, Steps, TextMatch};
+use super::series::{Item, Literal};
 
 /// The tolerance of Prometheus's own runner.
 const TOLERANCE: f64 = 1e-6;
@@ -100,7 +100,7 @@ fn check_matrix(
         let Some(values) = wanted.remove(labels) else {
             return Err(format!("unexpected {labels} {:?}", points(got)));
         };
-        let times = (0..).map(|i| start + i * step);
+        let times = (0_i64..).map(|i| start.saturating_add(step.saturating_mul(i)));
         let wanted: Vec<(i64, &Item)> =
             times.zip(values).filter_map(|(time, value)| Some((time, value.as_ref()?))).collect();
         if wanted.last().is_some_and(|(time, _)| *time > end) {
@@ -123,7 +123,7 @@ fn check_matrix(
 }
 
 /// All samples of a series by time.
-pub(crate) fn points(series: &SeriesColumns) -> BTreeMap<i64, SampleValue> {
+pub fn points(series: &SeriesColumns) -> BTreeMap<i64, SampleValue> {
     let floats = series.timestamps.iter().zip(&series.values);
     let histograms = series.histograms.timestamps.iter().zip(&series.histograms.values);
     floats
@@ -146,7 +146,7 @@ fn is_expected_histogram(got: &Histogram, wanted: &Literal) -> bool {
 }
 
 /// Compares histograms without their empty buckets and hints.
-pub(crate) fn same_histogram(got: &Histogram, wanted: &Histogram) -> bool {
+pub fn same_histogram(got: &Histogram, wanted: &Histogram) -> bool {
     let (mut got, mut other) = (got.clone(), wanted.clone());
     got.compact();
     other.compact();
@@ -192,7 +192,7 @@ fn check_texts(kind: &str, texts: &[String], wanted: &[TextMatch], none_wanted: 
 }
 
 /// Prometheus's `almost.Equal`.
-pub(crate) fn almost_equal(a: f64, b: f64) -> bool {
+pub fn almost_equal(a: f64, b: f64) -> bool {
     if is_stale_nan(a) || is_stale_nan(b) {
         return is_stale_nan(a) && is_stale_nan(b);
     }

@@ -1,17 +1,17 @@
-//! Runs scripts of the promqltest language: each evaluation, the same pinned with `@` and evaluated at
-//! other times, and as a range query.
-
-use std::path::{Path, PathBuf};
+//! Runs scripts: each evaluation, the same pinned with `@` and evaluated at other times, and as a range query.
 
 use saturn_model::TimestampMs;
-use saturn_promql::ast::{At, Expr, ExprKind};
-use saturn_promql::{
+
+use super::check::{check_annotations, check_column, check_value};
+use super::script::{Command, CommandKind, Eval, Steps, parse_script};
+use super::store::{Announced, Store};
+use crate::ast::{At, Expr, ExprKind};
+use crate::{
     EvalError, EvalParams, NameRemoval, QueryResult, StartTimestamps, evaluate, parse, selector_requests,
 };
 
-use crate::check::{check_annotations, check_column, check_value};
-use crate::script::{Command, CommandKind, Eval, parse_script};
-use crate::store::{Announced, Store};
+/// Most samples that an evaluation may hold, as in Prometheus's own runner.
+const SAMPLES_MAX: usize = 10_000;
 
 /// Functions whose value depends on the evaluation time whatever `@` says.
 const UNPINNABLE: [&str; 15] = [
@@ -32,96 +32,57 @@ const UNPINNABLE: [&str; 15] = [
     "year",
 ];
 
-/// How many evaluations of a file came out how.
+/// How the evaluations of a script came out.
 #[derive(Debug, Default)]
-struct Score {
-    passed: usize,
+pub struct Score {
+    /// Evaluations with the expected outcome in all their forms.
+    pub passed: usize,
     /// Queries run, the pinned and the range ones included.
-    queries: usize,
-    failures: Vec<String>,
+    pub queries: usize,
+    /// What did not come out as expected.
+    pub failures: Vec<Failure>,
 }
 
-/// Scripts that come with the workspace's shared folder; they are not part of the project.
-fn shared_scripts() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/promqltest")
+/// A command of a script with another outcome than the expected one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Line on which the command begins, from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub text: String,
 }
 
-/// The folder of shared conformance data, if it is there. CI must have it.
-pub(crate) fn shared_folder() -> Option<PathBuf> {
-    let folder = shared_scripts();
-    if folder.is_dir() {
-        return Some(folder);
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "line {}: {}", self.line, self.text)
     }
-    assert!(std::env::var_os("CI").is_none(), "{} is missing, and CI is set", folder.display());
-    report(&format!("{} is missing: nothing to compare with", folder.display()));
-    None
 }
 
-/// Shows a line to whoever runs the tests.
-#[expect(clippy::print_stdout, reason = "the counts are the result of this test")]
-pub(crate) fn report(line: &str) {
-    println!("{line}");
-}
-
-fn scripts_in(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).expect("the folder can be listed");
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("readable").path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "test"));
-    paths.sort();
-    paths
-}
-
-/// Runs all scripts of a folder and fails if any evaluation does.
-fn run_folder(folder: &Path, name_removal: NameRemoval) {
-    let mut total = Score::default();
-    for path in scripts_in(folder) {
-        let text = std::fs::read_to_string(&path).expect("the script can be read");
-        let score = run_script(&text, name_removal);
-        let name = path.file_name().expect("a script has a name").to_string_lossy().into_owned();
-        report(&format!(
-            "{name}: {} passed, {} failed ({} queries)",
-            score.passed,
-            score.failures.len(),
-            score.queries
-        ));
-        total.passed += score.passed;
-        total.queries += score.queries;
-        total.failures.extend(score.failures.into_iter().map(|failure| format!("{name}: {failure}")));
-    }
-    report(&format!(
-        "total: {} passed, 0 unsupported, {} failed ({} queries)",
-        total.passed,
-        total.failures.len(),
-        total.queries
-    ));
-    assert!(total.failures.is_empty(), "{}", total.failures.join("\n"));
-}
-
-fn run_script(text: &str, name_removal: NameRemoval) -> Score {
+/// Runs a script. One that cannot be read as a whole is not begun: its only failure says why.
+pub fn run_script(text: &str, name_removal: NameRemoval) -> Score {
     let mut score = Score::default();
     let commands = match parse_script(text) {
         Ok(commands) => commands,
-        Err(error) => {
-            score.failures.push(error);
+        Err(failure) => {
+            score.failures.push(failure);
             return score;
         }
     };
     let mut runner = Runner { store: Store::default(), name_removal, queries: 0 };
     for Command { line, kind } in commands {
-        match kind {
-            CommandKind::Clear => runner.store = Store::default(),
-            CommandKind::Load(load) => {
-                if let Err(error) = runner.store.load(&load) {
-                    score.failures.push(format!("line {line}: {error}"));
-                }
+        let outcome = match &kind {
+            CommandKind::Clear => {
+                runner.store = Store::default();
+                continue;
             }
-            CommandKind::Eval(eval) => match runner.eval(&eval) {
-                Ok(()) => score.passed += 1,
-                Err(text) => {
-                    score.failures.push(format!("line {line}: {}: {text}", eval.query));
-                }
-            },
-        }
+            CommandKind::Load(load) => runner.store.load(load),
+            CommandKind::Eval(eval) => {
+                let outcome = runner.eval(eval).map_err(|text| format!("{}: {text}", eval.query));
+                score.passed += usize::from(outcome.is_ok());
+                outcome
+            }
+        };
+        score.failures.extend(outcome.err().map(|text| Failure { line, text }));
     }
     score.queries = runner.queries;
     score
@@ -171,13 +132,7 @@ impl Runner {
         Ok(())
     }
 
-    fn check(
-        &mut self,
-        expr: &Expr,
-        query: &str,
-        eval: &Eval,
-        steps: crate::script::Steps,
-    ) -> Result<(), String> {
+    fn check(&mut self, expr: &Expr, query: &str, eval: &Eval, steps: Steps) -> Result<(), String> {
         match (self.run(expr, steps), &eval.expected.fail) {
             (Ok(_), Some(_)) => Err("want a failure".into()),
             (Ok(result), None) => {
@@ -190,16 +145,12 @@ impl Runner {
         }
     }
 
-    fn run(
-        &mut self,
-        expr: &Expr,
-        (start, end, step): crate::script::Steps,
-    ) -> Result<QueryResult, EvalError> {
+    fn run(&mut self, expr: &Expr, (start, end, step): Steps) -> Result<QueryResult, EvalError> {
         self.queries += 1;
         let mut params = EvalParams::range(TimestampMs(start), TimestampMs(end), step);
         params.name_removal = self.name_removal;
         params.start_timestamps = StartTimestamps::Used;
-        params.samples_max = 10_000;
+        params.samples_max = SAMPLES_MAX;
         let source = Announced { store: &self.store, requests: selector_requests(expr, &params) };
         evaluate(expr, &params, &source, &|| false)
     }
@@ -245,28 +196,4 @@ fn pin_node(expr: &mut Expr, at: At) -> bool {
         ExprKind::Binary(binary) => pin_node(&mut binary.left, at) && pin_node(&mut binary.right, at),
         ExprKind::Unary(_, inner) | ExprKind::Paren(inner) => pin_node(inner, at),
     }
-}
-
-#[test]
-fn prometheus_scripts() {
-    if let Some(folder) = shared_folder() {
-        run_folder(&folder, NameRemoval::Delayed);
-    }
-}
-
-/// Runs our own scripts: those of `testdata` and those of its `special` folder.
-fn run_own(special: &str, name_removal: NameRemoval) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
-    run_folder(&folder, name_removal);
-    run_folder(&folder.join(special), name_removal);
-}
-
-#[test]
-fn own_scripts_with_delayed_name_removal() {
-    run_own("delayed", NameRemoval::Delayed);
-}
-
-#[test]
-fn own_scripts_with_immediate_name_removal() {
-    run_own("immediate", NameRemoval::Immediate);
 }

@@ -6,24 +6,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::{SelectorRequest, Source, SourceError};
 use saturn_model::{
     Buckets, CUSTOM_BUCKETS_SCHEMA, CounterResetHint, Histogram, Labels, SeriesColumns, is_stale_nan,
 };
-use saturn_promql::{SelectorRequest, Source, SourceError};
 
-use crate::script::Load;
-use crate::series::Item;
+use super::script::Load;
+use super::series::Item;
 
 /// One sample.
 #[derive(Clone, Debug)]
-pub(crate) struct Stored {
-    pub(crate) value: StoredValue,
+pub(super) struct Stored {
+    pub(super) value: StoredValue,
     /// 0 if unknown.
     start: i64,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum StoredValue {
+pub(super) enum StoredValue {
     Float(f64),
     Histogram(Arc<Histogram>),
 }
@@ -32,20 +32,21 @@ type Samples = BTreeMap<i64, Stored>;
 
 /// Series by labels.
 #[derive(Debug, Default)]
-pub(crate) struct Store {
+pub struct Store {
     series: BTreeMap<Labels, Samples>,
 }
 
 impl Store {
     pub(crate) fn load(&mut self, load: &Load) -> Result<(), String> {
-        let step = usize::try_from(load.interval_ms).expect("intervals are positive");
         // A later line for the same series replaces an earlier one.
         let mut lines: BTreeMap<&Labels, Samples> = BTreeMap::new();
         for (line, starts) in load.series.iter().zip(&load.starts) {
             let mut samples = Samples::new();
-            for (i, (time, item)) in (0_i64..).step_by(step).zip(&line.values).enumerate() {
+            for (i, item) in line.values.iter().enumerate() {
                 let Some(item) = item else { continue };
-                let start = starts.get(i).copied().flatten().map_or(0, |offset| time + offset);
+                let time = i64::try_from(i).ok().and_then(|i| load.interval_ms.checked_mul(i));
+                let time = time.ok_or_else(|| format!("the time of sample {i} is out of range"))?;
+                let start = starts.get(i).copied().flatten().map_or(0, |offset| time.saturating_add(offset));
                 let value = match item {
                     Item::Float(value) => StoredValue::Float(*value),
                     Item::Histogram(literal) => StoredValue::Histogram(Arc::new(literal.histogram.clone())),
@@ -65,13 +66,13 @@ impl Store {
     }
 
     /// Adds one series of floats.
-    pub(crate) fn insert(&mut self, labels: Labels, samples: BTreeMap<i64, f64>) {
+    pub fn insert(&mut self, labels: Labels, samples: BTreeMap<i64, f64>) {
         let stored = |value| Stored { value: StoredValue::Float(value), start: 0 };
         self.series.insert(labels, samples.into_iter().map(|(time, value)| (time, stored(value))).collect());
     }
 
     /// Adds histograms to one series.
-    pub(crate) fn insert_histograms(&mut self, labels: Labels, samples: BTreeMap<i64, Histogram>) {
+    pub fn insert_histograms(&mut self, labels: Labels, samples: BTreeMap<i64, Histogram>) {
         let stored = |histogram| Stored { value: StoredValue::Histogram(Arc::new(histogram)), start: 0 };
         let series = self.series.entry(labels).or_default();
         series.extend(samples.into_iter().map(|(time, histogram)| (time, stored(histogram))));
@@ -79,7 +80,7 @@ impl Store {
     }
 
     /// All series, as floats.
-    pub(crate) fn floats(&self) -> impl Iterator<Item = (&Labels, BTreeMap<i64, f64>)> {
+    pub fn floats(&self) -> impl Iterator<Item = (&Labels, BTreeMap<i64, f64>)> {
         self.series.iter().map(|(labels, samples)| {
             let floats = samples.iter().filter_map(|(time, sample)| match &sample.value {
                 StoredValue::Float(value) => Some((*time, *value)),
@@ -156,7 +157,7 @@ fn native_histograms(lines: &BTreeMap<&Labels, Samples>) -> Result<BTreeMap<Labe
         else {
             continue;
         };
-        let bound = labels.get("le").and_then(crate::series::number).filter(|bound| !bound.is_nan());
+        let bound = labels.get("le").and_then(super::series::number).filter(|bound| !bound.is_nan());
         if suffix == "_bucket" && bound.is_none() {
             continue;
         }
@@ -222,15 +223,19 @@ impl Classic {
 }
 
 /// A store that checks that evaluation reads only what was announced.
-pub(crate) struct Announced<'a> {
-    pub(crate) store: &'a Store,
-    pub(crate) requests: Vec<SelectorRequest>,
+pub struct Announced<'a> {
+    /// Where the series are.
+    pub store: &'a Store,
+    /// What was announced.
+    pub requests: Vec<SelectorRequest>,
 }
 
 impl Source for Announced<'_> {
     fn select(&self, request: &SelectorRequest) -> Result<Arc<[SeriesColumns]>, SourceError> {
-        assert!(self.requests.contains(request), "{request:?} was not announced");
-        self.store.select(request)
+        match self.requests.contains(request) {
+            true => self.store.select(request),
+            false => Err(SourceError::new(format!("{request:?} was not announced"))),
+        }
     }
 }
 

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use crate::ast::ExprKind;
+use crate::go_text::to_float;
+use crate::{histogram_difference, histogram_sum, parse, parse_duration};
 use saturn_model::{Buckets, CounterResetHint, Histogram, Labels};
-use saturn_promql::ast::ExprKind;
-use saturn_promql::{histogram_difference, histogram_sum, parse, parse_duration};
 
 /// The bits that mark a series as stale.
 const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
+
+/// Most repetitions of one value.
+const REPEATS_MAX: usize = 1_000_000;
 
 /// One value of a series in a script.
 #[derive(Clone, Debug)]
@@ -147,7 +151,7 @@ fn parse_item(item: &str, values: &mut Vec<Option<Item>>) -> Result<(), String> 
     let (item, repeats) = match item[after_histogram..].rfind('x') {
         Some(at) => {
             let (item, repeats) = item.split_at(after_histogram + at);
-            (item, Some(repeats[1..].parse::<usize>().map_err(|e| e.to_string())?))
+            (item, Some(repeat_count(&repeats[1..])?))
         }
         None => (item, None),
     };
@@ -175,6 +179,15 @@ fn parse_item(item: &str, values: &mut Vec<Option<Item>>) -> Result<(), String> 
     Ok(())
 }
 
+/// Reads the number after an `x`.
+pub(crate) fn repeat_count(text: &str) -> Result<usize, String> {
+    let count = text.parse::<usize>().map_err(|e| e.to_string())?;
+    if count > REPEATS_MAX {
+        return Err(format!("cannot repeat {count} times, at most {REPEATS_MAX}"));
+    }
+    Ok(count)
+}
+
 fn parse_histograms(item: &str, repeats: usize, values: &mut Vec<Option<Item>>) -> Result<(), String> {
     let end = item.find("}}").ok_or("unclosed histogram")? + 2;
     let mut literal = parse_histogram(&item[..end])?;
@@ -184,14 +197,16 @@ fn parse_histograms(item: &str, repeats: usize, values: &mut Vec<Option<Item>>) 
         values.extend(std::iter::repeat_n(Some(Item::Histogram(literal)), repeats + 1));
         return Ok(());
     }
-    let step = parse_histogram(&rest[1..])?;
+    let mut rest = rest.chars();
+    let sign = rest.next().unwrap_or_default();
+    let step = parse_histogram(rest.as_str())?;
     literal.hint_is_wanted = step.hint_is_wanted;
     let step = step.histogram;
     for i in 0..=repeats {
         if i > 0 {
-            literal.histogram = match &rest[..1] {
-                "+" => histogram_sum(&literal.histogram, &step),
-                "-" => histogram_difference(&literal.histogram, &step),
+            literal.histogram = match sign {
+                '+' => histogram_sum(&literal.histogram, &step),
+                '-' => histogram_difference(&literal.histogram, &step),
                 _ => None,
             }
             .ok_or("histograms do not fit each other")?;
@@ -206,6 +221,7 @@ fn parse_histogram(text: &str) -> Result<Literal, String> {
     let inside = text.strip_prefix("{{").and_then(|text| text.strip_suffix("}}")).ok_or("no histogram")?;
     let mut histogram = Histogram::default();
     let mut hint_is_wanted = false;
+    let mut seen = Vec::new();
     let mut sides: [(i32, Vec<f64>); 2] = Default::default();
     let mut rest = inside.trim();
     while !rest.is_empty() {
@@ -223,7 +239,12 @@ fn parse_histogram(text: &str) -> Result<Literal, String> {
             items.map(|item| number(item).ok_or_else(|| format!("{key} has a bad number"))).collect()
         };
         let integer = || value.parse::<i32>().map_err(|e| e.to_string());
-        match key.trim() {
+        let key = key.trim();
+        if seen.contains(&key) {
+            return Err(format!("{key} is given twice"));
+        }
+        seen.push(key);
+        match key {
             "schema" => histogram.schema = integer()?,
             "sum" => histogram.sum = one()?,
             "count" => histogram.count = one()?,
@@ -282,7 +303,7 @@ pub(crate) fn number(text: &str) -> Option<f64> {
         }
         _ => match digits.replace('_', "").parse() {
             Ok(value) => value,
-            Err(_) => parse_duration(digits).ok()? as f64 / 1000.0,
+            Err(_) => to_float(parse_duration(digits).ok()?) / 1000.0,
         },
     };
     Some(if negative { -value } else { value })

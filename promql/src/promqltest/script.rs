@@ -1,9 +1,12 @@
 //! Reads scripts of the promqltest language.
 
+use crate::{parse, parse_duration};
 use saturn_model::Labels;
-use saturn_promql::parse_duration;
 
-use crate::series::{SeriesLine, number, parse_metric, parse_series_line, parse_text, split_metric};
+use super::runner::Failure;
+use super::series::{
+    SeriesLine, number, parse_metric, parse_series_line, parse_text, repeat_count, split_metric,
+};
 
 /// One command and the line that it starts on.
 #[derive(Debug)]
@@ -78,7 +81,7 @@ impl TextMatch {
 }
 
 /// Reads a whole script.
-pub(crate) fn parse_script(text: &str) -> Result<Vec<Command>, String> {
+pub(crate) fn parse_script(text: &str) -> Result<Vec<Command>, Failure> {
     let lines: Vec<&str> =
         text.lines().map(str::trim).map(|line| if line.starts_with('#') { "" } else { line }).collect();
     let mut commands = Vec::new();
@@ -92,16 +95,17 @@ pub(crate) fn parse_script(text: &str) -> Result<Vec<Command>, String> {
         let head = lines[at];
         let body_end = (at + 1..lines.len()).find(|i| lines[*i].is_empty()).unwrap_or(lines.len());
         let body = &lines[at + 1..body_end];
-        let kind = if head == "clear" {
-            Ok(CommandKind::Clear)
-        } else if head.starts_with("load") {
-            parse_load(head, body).map(CommandKind::Load)
-        } else if head.starts_with("eval") {
-            parse_eval(head, body).map(|eval| CommandKind::Eval(Box::new(eval)))
-        } else {
-            Err(format!("unknown command {head:?}"))
+        let mut words = Words(head);
+        let command = words.next().to_lowercase();
+        let kind = match command.as_str() {
+            "clear" => Ok(CommandKind::Clear),
+            "load" | "load_with_nhcb" => parse_load(&command, words, body).map(CommandKind::Load),
+            _ if command.starts_with("eval") => {
+                parse_eval(&command, words, body).map(|eval| CommandKind::Eval(Box::new(eval)))
+            }
+            _ => Err(format!("unknown command {head:?}")),
         };
-        let kind = kind.map_err(|e| format!("line {line}: {e}"))?;
+        let kind = kind.map_err(|text| Failure { line, text })?;
         at = if matches!(kind, CommandKind::Clear) { at + 1 } else { body_end };
         commands.push(Command { line, kind });
     }
@@ -112,10 +116,13 @@ fn duration(text: &str) -> Result<i64, String> {
     parse_duration(text).map_err(|e| e.to_string())
 }
 
-fn parse_load(head: &str, body: &[&str]) -> Result<Load, String> {
-    let (command, interval) = head.split_once(char::is_whitespace).ok_or("load needs an interval")?;
+fn parse_load(command: &str, words: Words<'_>, body: &[&str]) -> Result<Load, String> {
+    let interval_ms = duration(words.0.trim()).map_err(|e| format!("bad interval: {e}"))?;
+    if interval_ms == 0 {
+        return Err("the interval must be greater than 0".into());
+    }
     let mut load = Load {
-        interval_ms: duration(interval.trim())?,
+        interval_ms,
         series: Vec::new(),
         with_native_histograms: command == "load_with_nhcb",
         starts: Vec::new(),
@@ -148,19 +155,20 @@ fn parse_starts(text: &str) -> Result<Vec<Option<i64>>, String> {
     let mut starts = Vec::new();
     for item in text.split_whitespace() {
         let (item, repeats) = match item.rsplit_once('x') {
-            Some((item, repeats)) => (item, Some(repeats.parse::<usize>().map_err(|e| e.to_string())?)),
+            Some((item, repeats)) => (item, Some(repeat_count(repeats)?)),
             None => (item, None),
         };
         if item == "_" {
             starts.extend(std::iter::repeat_n(None, repeats.unwrap_or(1)));
             continue;
         }
-        let split = item[1..].find(['+', '-']).map_or(item.len(), |at| at + 1);
+        let sign = |(at, c): (usize, char)| (at > 0 && matches!(c, '+' | '-')).then_some(at);
+        let split = item.char_indices().find_map(sign).unwrap_or(item.len());
         let (start, step) = item.split_at(split);
         let (mut start, step) = (signed_duration(start)?, signed_duration(step)?);
         for _ in 0..=repeats.unwrap_or(0) {
             starts.push(Some(start));
-            start += step;
+            start = start.saturating_add(step);
         }
     }
     Ok(starts)
@@ -175,9 +183,7 @@ fn signed_duration(text: &str) -> Result<i64, String> {
     }
 }
 
-fn parse_eval(head: &str, body: &[&str]) -> Result<Eval, String> {
-    let mut words = Words(head);
-    let command = words.next();
+fn parse_eval(command: &str, mut words: Words<'_>, body: &[&str]) -> Result<Eval, String> {
     let mut eval = Eval::default();
     match words.next() {
         "instant" => {
@@ -192,25 +198,51 @@ fn parse_eval(head: &str, body: &[&str]) -> Result<Eval, String> {
             eval.end_ms = duration(words.next())?;
             words.expect("step")?;
             eval.step_ms = duration(words.next())?;
+            if eval.end_ms < eval.start_ms {
+                return Err("the end is before the start".into());
+            }
+            if eval.step_ms == 0 {
+                return Err("the step must be greater than 0".into());
+            }
         }
         other => return Err(format!("unknown kind of evaluation {other:?}")),
     }
     eval.query = words.0.trim().to_owned();
+    parse(&eval.query).map_err(|e| e.to_string())?;
     let expected = &mut eval.expected;
     match command {
         "eval_fail" => expected.fail = Some(TextMatch::Anything),
         "eval_warn" => expected.warnings.push(TextMatch::Anything),
         "eval_info" => expected.infos.push(TextMatch::Anything),
-        "eval_ordered" => expected.ordered = true,
-        _ => {}
+        "eval_ordered" if eval.step_ms == 0 => expected.ordered = true,
+        "eval" => {}
+        _ => return Err(format!("unknown command {command:?}")),
     }
     for line in body {
         parse_expectation(line, expected)?;
     }
+    expected.check(eval.step_ms == 0)?;
     if let Some((_, end, _)) = expected.range_vector {
         (eval.start_ms, eval.end_ms) = (end, end);
     }
     Ok(eval)
+}
+
+impl Expected {
+    /// Refuses expectations that contradict each other or the kind of the evaluation.
+    fn check(&self, instant: bool) -> Result<(), String> {
+        for (texts, none, kind) in
+            [(&self.warnings, self.no_warning, "warn"), (&self.infos, self.no_info, "info")]
+        {
+            if none && !texts.is_empty() {
+                return Err(format!("expects both {kind} and no_{kind}"));
+            }
+        }
+        if instant && self.range_vector.is_none() && self.series.iter().any(|line| line.values.len() > 1) {
+            return Err("expects more than one value of a series at one time".into());
+        }
+        Ok(())
+    }
 }
 
 struct Words<'a>(&'a str);
@@ -235,6 +267,10 @@ impl<'a> Words<'a> {
 fn parse_expectation(line: &str, expected: &mut Expected) -> Result<(), String> {
     if let Some(text) = line.strip_prefix("expected_fail_message ") {
         expected.fail = Some(TextMatch::Exactly(text.trim().into()));
+        return Ok(());
+    }
+    if let Some(pattern) = line.strip_prefix("expected_fail_regexp ") {
+        expected.fail = Some(TextMatch::Regex(regex::Regex::new(pattern.trim()).map_err(|e| e.to_string())?));
         return Ok(());
     }
     if let Some(rest) = line.strip_prefix("expect ").filter(|_| !line.starts_with("expect {")) {
@@ -275,6 +311,7 @@ fn parse_expect(text: &str, expected: &mut Expected) -> Result<(), String> {
     };
     match kind {
         "ordered" => expected.ordered = true,
+        "fail" if expected.fail.is_some() => return Err("expects to fail twice".into()),
         "fail" => expected.fail = Some(message),
         "warn" => expected.warnings.push(message),
         "info" => expected.infos.push(message),
