@@ -48,6 +48,11 @@ test: test-deps lint test-binaries ## what CI runs: format, lints, tidy, unit an
 test-binaries: own-checkout
 	cargo build --locked --workspace --all-targets
 
+CUTS ?= 200
+.PHONY: power-cuts
+power-cuts: test-deps test-binaries ## cut the power of the storage engine 200 times (CUTS=n), as root
+	SATURN_CUTS=$(CUTS) cargo nextest run --locked --workspace --no-capture -E 'test(power_cuts_at_random_moments)'
+
 .PHONY: lint
 lint: own-checkout ## format check, clippy without warnings, cargo xtask tidy
 	cargo fmt --all --check

@@ -128,6 +128,11 @@ impl Endpoint {
         self.send(self.request("GET", path)?.query(parameters)).await
     }
 
+    /// Posts a form.
+    pub async fn post_form(&self, path: &str, form: &[(&str, String)]) -> Result<Reply> {
+        self.send(self.request("POST", path)?.form(form)).await
+    }
+
     /// The `data` of a successful GET.
     pub async fn data(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value> {
         let reply = self.get(path, parameters).await?;

@@ -6,6 +6,7 @@
 //! * [`DemoExporter`]: the metrics that the compliance queries ask for.
 //! * [`PowerCutDisk`]: a disk that loses everything unsynced.
 //! * [`Endpoint`], [`Answer`]: the HTTP API as a client sees it, and [`compare`] for two answers.
+//! * [`crash`]: the load and the check of the storage engine's crash tests.
 //! * [`remote_write`]: requests, right and wrong ones.
 //! * [`Writer`], [`History`]: load whose samples say who sent them, and the check that all acked ones are there.
 //!
@@ -15,6 +16,7 @@
 mod answers;
 mod binaries;
 mod cluster;
+pub mod crash;
 mod endpoint;
 mod exporter;
 mod history;

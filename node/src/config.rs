@@ -4,6 +4,7 @@
 //! The table of all settings is in `config/settings.rs`; a value that passes here is not checked again.
 
 mod listing;
+mod retention;
 mod secret;
 mod settings;
 mod value;
@@ -17,11 +18,13 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use saturn_model::TenantId;
+use saturn_storage::Retention;
 
 pub(crate) use listing::Listing;
 pub(crate) use secret::Secret;
 pub(crate) use value::Origin;
 
+use crate::http::admin::AdminApi;
 use settings::{SETTINGS, Setting};
 use value::Value;
 
@@ -57,6 +60,10 @@ pub(crate) struct Config {
     pub(crate) shards: u16,
     /// The cluster's secret. Without one, all addresses above are loopback.
     pub(crate) secret: Option<Secret>,
+    /// How long samples are kept.
+    pub(crate) retention: Retention,
+    /// Whether the admin endpoints are on.
+    pub(crate) admin: AdminApi,
     /// Least severe level that is logged: error, warn, info, debug or trace.
     pub(crate) log_level: String,
     /// How a log line looks.
@@ -113,8 +120,13 @@ pub(crate) enum ConfigError {
 /// The command line of the server, to which the binary adds its subcommands.
 pub(crate) fn command() -> Command {
     let args = SETTINGS.iter().map(|setting| {
-        Arg::new(setting.flag)
-            .long(setting.flag)
+        let arg = Arg::new(setting.flag);
+        // `--flag` alone is `--flag=true`, as in Prometheus.
+        let arg = match setting.kind {
+            settings::Kind::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+            _ => arg,
+        };
+        arg.long(setting.flag)
             .value_name(setting.value_name())
             .action(ArgAction::Set)
             .allow_hyphen_values(matches!(setting.kind, settings::Kind::Integer))
@@ -151,6 +163,12 @@ impl Config {
             join,
             shards: given.value(settings::CLUSTER_SHARDS).integer()?,
             secret: given.set(settings::CLUSTER_SECRET_FILE).map(read_secret).transpose()?,
+            retention: retention::read(&given)?,
+            admin: if given.value(settings::ENABLE_ADMIN_API).switch()? {
+                AdminApi::Enabled
+            } else {
+                AdminApi::Disabled
+            },
             log_level: given.value(settings::LOG_LEVEL).choice()?.to_owned(),
             log_format,
             default_tenant: given.value(settings::TENANT_DEFAULT).tenant()?,

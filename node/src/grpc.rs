@@ -107,6 +107,16 @@ impl Peer for PeerService {
         Ok(Response::new(wire::labels_reply_message(replica.labels(request).await)))
     }
 
+    async fn erase(
+        &self,
+        request: Request<peer::EraseRequest>,
+    ) -> Result<Response<peer::EraseReply>, Status> {
+        let message = request.into_inner();
+        let replica = self.replica(&message.cluster)?;
+        let request = wire::erase_request_from(&message).map_err(invalid)?;
+        Ok(Response::new(wire::erase_reply_message(replica.erase(request).await)))
+    }
+
     async fn pull_placement(
         &self,
         request: Request<peer::PullPlacementRequest>,

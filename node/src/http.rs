@@ -2,6 +2,7 @@
 //!
 //! Every path of the API also exists below `/prometheus`, `/api/prom` and `/t/<tenant>`.
 
+pub(crate) mod admin;
 mod answer;
 mod ast;
 mod cardinality;
@@ -55,6 +56,8 @@ pub(crate) struct App {
     pub(crate) settings: Listing,
     pub(crate) limits: Arc<Limits>,
     pub(crate) default_tenant: TenantId,
+    /// Whether the admin endpoints are on.
+    pub(crate) admin: admin::AdminApi,
     pub(crate) registry: Arc<Mutex<Registry>>,
     pub(crate) metrics: HttpMetrics,
     pub(crate) write_budget: Arc<Semaphore>,
@@ -98,6 +101,11 @@ fn api_routes() -> Router<Arc<App>> {
         .route("/api/v1/format_query", get(query::format).post(query::format))
         .route("/api/v1/parse_query", get(query::parse).post(query::parse))
         .route("/federate", get(federate::federate))
+        .route("/api/v1/admin/tsdb/delete_series", post(admin::delete_series).put(admin::delete_series))
+        .route(
+            "/api/v1/admin/tsdb/clean_tombstones",
+            post(admin::clean_tombstones).put(admin::clean_tombstones),
+        )
         .route("/api/v1/status/buildinfo", get(status::buildinfo))
         .route("/api/v1/status/runtimeinfo", get(status::runtimeinfo))
         .route("/api/v1/status/config", get(status::config))

@@ -12,7 +12,8 @@ use saturn_model::SeriesColumns;
 use saturn_proto::peer;
 use saturn_proto::peer::peer_client::PeerClient;
 use saturn_replication::{
-    AppendRequest, BatchReply, LabelsAnswer, LabelsRequest, PeerError, Peers, SelectRequest, ShardReply,
+    AppendRequest, BatchReply, EraseReply, EraseRequest, LabelsAnswer, LabelsRequest, PeerError, Peers,
+    SelectRequest, ShardReply,
 };
 use saturn_ring::{ClusterId, NodeId, Placement};
 use tokio::sync::watch;
@@ -149,6 +150,16 @@ impl Peers for NodePeers {
         let message = wire::labels_request(self.cluster_bytes(), &request);
         let reply = client.labels(message).await.map_err(|e| wire::peer_error(&e))?;
         wire::labels_reply(&request, reply.into_inner())
+    }
+
+    async fn erase(&self, to: &NodeId, request: EraseRequest) -> Result<EraseReply, PeerError> {
+        if *to == self.replica.id {
+            return Ok(self.replica.erase(request).await);
+        }
+        let mut client = self.client(to, Lane::Read)?;
+        let message = wire::erase_request(self.cluster_bytes(), &request);
+        let reply = client.erase(message).await.map_err(|e| wire::peer_error(&e))?;
+        wire::erase_reply(reply.into_inner())
     }
 
     async fn push_placement(&self, to: &NodeId, placement: &Placement) -> Result<(), PeerError> {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use saturn_model::{SeriesColumns, ShardId};
 use saturn_replication::{
-    AppendRequest, BatchReply, LabelsAnswer, LabelsQuestion, LabelsRequest, PlacementHandle, SelectRequest,
-    ShardRefusal, ShardReply,
+    AppendRequest, BatchReply, Erase, EraseReply, EraseRequest, LabelsAnswer, LabelsQuestion, LabelsRequest,
+    PlacementHandle, SelectRequest, ShardRefusal, ShardReply,
 };
 use saturn_ring::{Epoch, Fence, NodeId};
 use saturn_storage::{Engine, ReadLimits, StorageError};
@@ -125,6 +125,30 @@ impl Replica {
             request.shards.iter().map(answer).collect()
         });
         read.await.unwrap_or_else(|e| all_failed(&shards, &e))
+    }
+
+    /// Erases, unless sender and replica disagree about a shard. Blocking work: runs off the async threads.
+    pub(crate) async fn erase(&self, request: EraseRequest) -> EraseReply {
+        for (shard, epoch) in &request.shards {
+            match self.check(*shard, *epoch) {
+                Ok(()) => {}
+                Err(ShardRefusal::Behind) => return EraseReply::Behind,
+                Err(refusal) => return EraseReply::Failed(format!("shard {shard}: {refusal}")),
+            }
+        }
+        let engine = self.engine.clone();
+        let erase = tokio::task::spawn_blocking(move || match request.what {
+            Erase::Series(selections) => {
+                let deleted = selections.iter().map(|selection| engine.delete_series(selection));
+                deleted.sum::<Result<u64, _>>()
+            }
+            Erase::Tombstones => engine.clean_tombstones().map(|()| 0),
+        });
+        match erase.await {
+            Ok(Ok(series)) => EraseReply::Done { series },
+            Ok(Err(error)) => EraseReply::Failed(error.to_string()),
+            Err(error) => EraseReply::Failed(format!("the erasing task failed: {error}")),
+        }
     }
 
     fn labels_of_shard(&self, shard: ShardId, request: &LabelsRequest) -> Result<LabelsAnswer, StorageError> {

@@ -95,7 +95,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         data = %config.data_dir.display(), "starting"
     );
     let registry = Arc::new(Mutex::new(Registry::default()));
-    let engine = open_engine(&data.storage_path(), &registry).await?;
+    let engine = open_engine(&data.storage_path(), &config, &registry).await?;
     let (gossip_commands, gossip_inbox) = mpsc::channel(16);
     let (view_sender, view) = watch::channel(View::default());
     let (waiting_for, waiting) = watch::channel("starting".to_owned());
@@ -155,8 +155,13 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     Ok(())
 }
 
-async fn open_engine(path: &Path, registry: &Arc<Mutex<Registry>>) -> anyhow::Result<Engine> {
-    let options = EngineOptions::new(path.to_owned());
+async fn open_engine(
+    path: &Path,
+    config: &Config,
+    registry: &Arc<Mutex<Registry>>,
+) -> anyhow::Result<Engine> {
+    let options =
+        EngineOptions { retention: config.retention.clone(), ..EngineOptions::new(path.to_owned()) };
     let registry = Arc::clone(registry);
     let open = tokio::task::spawn_blocking(move || Engine::open(options, &mut registry.lock()));
     open.await.context("opening the storage")?.context("cannot open the storage")
@@ -189,6 +194,7 @@ impl Node {
             settings: config.listing.clone(),
             limits: Arc::clone(&self.limits),
             default_tenant: config.default_tenant.clone(),
+            admin: config.admin,
             registry: Arc::clone(&self.registry),
             metrics: HttpMetrics::new(&mut registry),
             write_budget: App::write_budget(),

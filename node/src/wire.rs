@@ -9,8 +9,8 @@ use bytes::Bytes;
 use saturn_model::{SeriesColumns, ShardId};
 use saturn_proto::{WireError, convert, peer};
 use saturn_replication::{
-    AppendRequest, BatchReply, FencedBatch, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError,
-    SelectRequest, ShardRefusal, ShardReply,
+    AppendRequest, BatchReply, Erase, EraseReply, EraseRequest, FencedBatch, LabelsAnswer, LabelsQuestion,
+    LabelsRequest, PeerError, SelectRequest, ShardRefusal, ShardReply,
 };
 use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
 use tonic::{Code, Status};
@@ -239,6 +239,40 @@ impl SelectCollector {
         }
         Ok(self.shards.into_values().map(|(reply, _)| reply).collect())
     }
+}
+
+pub(crate) fn erase_request(cluster: Bytes, request: &EraseRequest) -> peer::EraseRequest {
+    let series = match &request.what {
+        Erase::Series(selections) => selections.iter().map(convert::selection_to_message).collect(),
+        Erase::Tombstones => Vec::new(),
+    };
+    peer::EraseRequest { cluster, shards: shards_message(&request.shards), series }
+}
+
+pub(crate) fn erase_request_from(message: &peer::EraseRequest) -> Result<EraseRequest, WireError> {
+    let selections = message.series.iter().map(convert::selection_from_message);
+    let what = match selections.collect::<Result<Vec<_>, _>>()? {
+        none if none.is_empty() => Erase::Tombstones,
+        selections => Erase::Series(selections),
+    };
+    Ok(EraseRequest { what, shards: shards_from(&message.shards)? })
+}
+
+pub(crate) fn erase_reply_message(reply: EraseReply) -> peer::EraseReply {
+    let refused = |refusal| peer::EraseReply { series: 0, refusal: Some(refusal_message(refusal)) };
+    match reply {
+        EraseReply::Done { series } => peer::EraseReply { series, refusal: None },
+        EraseReply::Behind => refused(ShardRefusal::Behind),
+        EraseReply::Failed(text) => refused(ShardRefusal::Failed(text)),
+    }
+}
+
+pub(crate) fn erase_reply(message: peer::EraseReply) -> Result<EraseReply, PeerError> {
+    Ok(match message.refusal.map(refusal_from).transpose()? {
+        None => EraseReply::Done { series: message.series },
+        Some(ShardRefusal::Behind) => EraseReply::Behind,
+        Some(refusal) => EraseReply::Failed(refusal.to_string()),
+    })
 }
 
 pub(crate) fn labels_request(cluster: Bytes, request: &LabelsRequest) -> peer::LabelsRequest {

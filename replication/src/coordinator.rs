@@ -14,7 +14,7 @@ use saturn_ring::{NodeId, ShardRecord};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::Metrics;
-use crate::{Adoption, LabelsQuestion, Peers, PlacementHandle, merge, read, write};
+use crate::{Adoption, Erase, Erased, LabelsQuestion, Peers, PlacementHandle, erase, merge, read, write};
 
 /// Times and bounds.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct Settings {
     pub read_timeout: Duration,
     /// After how long a read asks further replicas.
     pub hedge_delay: Duration,
+    /// How long a replica may take to erase.
+    pub erase_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -39,6 +41,7 @@ impl Default for Settings {
             background_bytes_max: 64 << 20,
             read_timeout: Duration::from_secs(30),
             hedge_delay: Duration::from_secs(1),
+            erase_timeout: Duration::from_secs(60),
         }
     }
 }
@@ -204,6 +207,12 @@ impl<P: Peers> Coordinator<P> {
     /// The label sets of the selected series, sorted.
     pub async fn series(&self, selection: &Selection) -> Result<ReadAnswer<Vec<Labels>>, ReadError> {
         read::labels(&self.core, selection, LabelsQuestion::Series, merge::merge_label_sets).await
+    }
+
+    /// Lets all replicas of all shards erase, and says which did not. Then the same again is safe, and needed.
+    /// Samples of writes that are under way may be erased or not.
+    pub async fn erase(&self, what: Erase) -> Erased {
+        erase::erase(&self.core, what).await
     }
 }
 

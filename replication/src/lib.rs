@@ -5,6 +5,8 @@
 //! * [`Coordinator`]: [`Coordinator::write`] and the reads, over the pure parts `quorum` (who has stored
 //!   what), `progress` (whom to ask next), `merge` (many answers to one).
 //!
+//! * `erase`: what all replicas must do, and who did not.
+//!
 //! Invariants: a write is acked when, and only when, a quorum of each of its shards' replicas stored every
 //! series under one epoch; a read says which shards it does not cover.
 //!
@@ -12,6 +14,7 @@
 //! keeps no hints: a replica that missed a write lacks it until it is sent again.
 
 mod coordinator;
+mod erase;
 mod handle;
 mod merge;
 mod metrics;
@@ -25,6 +28,7 @@ pub use coordinator::{
     Completeness, Coordinator, LabelSource, MissingShard, ReadAnswer, ReadError, Settings, ShardWrite,
     WriteError,
 };
+pub use erase::{Erase, EraseReply, EraseRequest, Erased};
 pub use handle::{AdoptError, Adoption, PersistError, PlacementHandle};
 pub use peers::{
     AppendRequest, BatchReply, FencedBatch, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, Peers,

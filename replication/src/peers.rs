@@ -6,6 +6,8 @@ use std::sync::Arc;
 use saturn_model::{Labels, Selection, SeriesColumns, ShardBatch, ShardId};
 use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
 
+use crate::{EraseReply, EraseRequest};
+
 /// Calls to replicas, this node's own included. Timeouts are the caller's business: a call may take as
 /// long as it likes, and must stop when its future is dropped.
 pub trait Peers: Send + Sync + 'static {
@@ -29,6 +31,13 @@ pub trait Peers: Send + Sync + 'static {
         to: &NodeId,
         request: LabelsRequest,
     ) -> impl Future<Output = Result<Vec<ShardReply<LabelsAnswer>>, PeerError>> + Send;
+
+    /// Erases samples, or what erased samples take.
+    fn erase(
+        &self,
+        to: &NodeId,
+        request: EraseRequest,
+    ) -> impl Future<Output = Result<EraseReply, PeerError>> + Send;
 
     /// Hands this node's placement to one that is behind. It is durable there before this returns.
     fn push_placement(

@@ -26,6 +26,7 @@ use crate::flush::{self, FlushSignal};
 use crate::index::Dictionary;
 use crate::keys::{Segment, Tombstone, Window};
 use crate::labels::{self, Cardinality, Listed};
+use crate::maintenance;
 use crate::merge;
 use crate::metrics::Metrics;
 use crate::options::{EngineOptions, EngineStats, ReadLimits};
@@ -45,7 +46,8 @@ pub struct Engine {
 #[derive(Debug)]
 struct Inner {
     store: Arc<Store>,
-    flusher: Mutex<Option<JoinHandle<()>>>,
+    /// The flush thread and the maintenance thread, until they are joined.
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What one batch's append left undone.
@@ -70,6 +72,7 @@ pub(crate) struct Store {
     pub(crate) wal: Wal,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flush_signal: FlushSignal,
+    pub(crate) maintenance_stop: maintenance::Stop,
     /// Number of the next flush, merge or tombstone; its lock is what lets one of them run at a time.
     pub(crate) next_segment: Mutex<u64>,
     pub(crate) disk_segments: AtomicU64,
@@ -77,8 +80,6 @@ pub(crate) struct Store {
     pub(crate) graveyard: Mutex<Vec<Arc<Segment>>>,
     /// Windows that merges leave alone, because their data is damaged.
     pub(crate) quarantine: Mutex<HashSet<Window>>,
-    #[cfg(test)]
-    armed_failpoint: Mutex<Option<&'static str>>,
     /// Signed: a flush may count samples out before their append has counted them in.
     head_samples: AtomicI64,
 }
@@ -96,6 +97,7 @@ impl Engine {
         }
         // The database's lock comes before anything that changes files.
         let rocks = Rocks::open(&rocks_dir, &options)?;
+        options.steps.pass("open: database opened")?;
         let temporary = temporary_dir(&options.dir);
         let clearing = |e| StorageError::io("clear", &temporary, e);
         if temporary.exists() {
@@ -110,6 +112,7 @@ impl Engine {
         let live: BTreeSet<(Window, u64)> =
             meta.segments.iter().map(|segment| (segment.key.window, segment.key.segment)).collect();
         let orphans = rocks.remove_orphans(|window, number| live.contains(&(window, number)))?;
+        options.steps.pass("open: orphans removed")?;
         let mut head_samples = 0;
         let replayed = wal::replay(&wal_dir, meta.replay_from, |record| {
             head_samples +=
@@ -121,6 +124,8 @@ impl Engine {
         let position = options.dir.join("position");
         wal::check_position(&position, &wal_dir, meta.replay_from.unwrap_or(FIRST_SEGMENT), &replayed)?;
 
+        options.steps.pass("open: log replayed")?;
+
         let metrics = Arc::new(Metrics::new(registry));
         let wal_options = WalOptions {
             dir: wal_dir,
@@ -128,8 +133,10 @@ impl Engine {
             segment_bytes: options.wal_segment_bytes,
             group_bytes_max: options.group_commit_bytes_max,
             queue_bytes_max: options.wal_queue_bytes_max,
+            steps: options.steps.clone(),
         };
         let wal = Wal::start(wal_options, replayed, Arc::clone(&metrics))?;
+        options.steps.pass("open: log started")?;
         if meta.replay_from.is_none() {
             rocks.initialise(FIRST_SEGMENT)?;
         }
@@ -150,21 +157,19 @@ impl Engine {
             wal,
             metrics,
             flush_signal: FlushSignal::default(),
+            maintenance_stop: maintenance::Stop::default(),
             next_segment: Mutex::new(meta.next_segment),
             disk_segments: AtomicU64::new(meta.segments.len() as u64),
             graveyard: Mutex::default(),
             quarantine: Mutex::default(),
-            #[cfg(test)]
-            armed_failpoint: Mutex::default(),
             head_samples: AtomicI64::new(gauge(head_samples)),
         });
         store.request_flush_if_due();
-        let flusher_store = Arc::clone(&store);
-        let flusher = std::thread::Builder::new()
-            .name("saturn-flush".into())
-            .spawn(move || flush::run_guarded(&flusher_store))
-            .map_err(|e| StorageError::io("start the flush thread for", &store.options.dir, e))?;
-        Ok(Self { inner: Arc::new(Inner { store, flusher: Mutex::new(Some(flusher)) }) })
+        let threads = vec![
+            spawn(&store, "saturn-flush", flush::run_guarded)?,
+            spawn(&store, "saturn-maintain", maintenance::run_guarded)?,
+        ];
+        Ok(Self { inner: Arc::new(Inner { store, threads: Mutex::new(threads) }) })
     }
 
     /// Stores the batches. Resolves when the samples of every known series are in the log, synced, and
@@ -289,13 +294,22 @@ impl Engine {
         tombstones::delete(&self.inner.store, selection)
     }
 
+    /// Rewrites the windows of which tombstones hide samples, so that the space of deleted samples comes back now
+    /// and not with a later merge. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// `Unavailable` on IO errors: it may work later. Damaged windows are reported and skipped.
+    pub fn clean_tombstones(&self) -> Result<(), StorageError> {
+        merge::clean(&self.inner.store)
+    }
+
     /// Does what the background does from time to time, as if it were `now`: drops what retention does not
     /// cover, merges what has too many segments. Blocks.
     ///
     /// # Errors
     /// `Unavailable` on IO errors: it may work later. Damaged windows are reported and skipped.
     pub fn maintain(&self, now: TimestampMs) -> Result<(), StorageError> {
-        merge::maintain(&self.inner.store, now.0)
+        maintenance::maintain(&self.inner.store, now.0)
     }
 
     /// A digest of the shard's samples in the 2 h window that begins at `window_start`: equal samples give
@@ -363,8 +377,10 @@ impl Engine {
 impl Inner {
     fn close(&self) -> Result<(), StorageError> {
         self.store.flush_signal.stop();
-        if let Some(flusher) = self.flusher.lock().take() {
-            flusher.join().expect("the flush thread catches its panics");
+        self.store.maintenance_stop.stop();
+        let mut threads = self.threads.lock();
+        for thread in threads.drain(..) {
+            thread.join().expect("the threads catch their panics");
         }
         self.store.wal.close()
     }
@@ -393,24 +409,9 @@ impl Store {
         shards
     }
 
-    /// A step at which tests let an operation die.
-    #[cfg(not(test))]
-    pub(crate) fn failpoint(&self, _step: &str) -> Result<(), StorageError> {
-        Ok(())
-    }
-
-    #[cfg(test)]
+    /// A step at which tests let an operation die, see `steps.rs`.
     pub(crate) fn failpoint(&self, step: &'static str) -> Result<(), StorageError> {
-        if self.armed_failpoint.lock().take_if(|armed| *armed == step).is_none() {
-            return Ok(());
-        }
-        let source = std::io::Error::other("injected");
-        Err(StorageError::Unavailable { action: format!("go on: {step}"), source: source.into() })
-    }
-
-    #[cfg(test)]
-    pub(crate) fn arm_failpoint(&self, step: Option<&'static str>) {
-        *self.armed_failpoint.lock() = step;
+        self.options.steps.pass(step)
     }
 
     fn shard(&self, shard: ShardId) -> Arc<Shard> {
@@ -467,6 +468,13 @@ impl Engine {
     pub(crate) fn store(&self) -> &Store {
         &self.inner.store
     }
+}
+
+/// Starts a thread of the engine.
+fn spawn(store: &Arc<Store>, name: &str, run: fn(&Store)) -> Result<JoinHandle<()>, StorageError> {
+    let own = Arc::clone(store);
+    let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&own));
+    thread.map_err(|e| StorageError::io("start a thread for", &store.options.dir, e))
 }
 
 fn temporary_dir(dir: &Path) -> PathBuf {

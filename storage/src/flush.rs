@@ -19,14 +19,13 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::{Segment, SegmentKey, SeriesKey, Window};
-use crate::merge::{self, Step};
 use crate::past;
 use crate::rocks::Resident;
 use crate::segment::{LazyTable, SegmentWriter};
@@ -68,7 +67,7 @@ impl FlushSignal {
     }
 
     /// Whether somebody wants the thread to flush, or to end.
-    fn is_wanted(&self) -> bool {
+    pub(crate) fn is_wanted(&self) -> bool {
         let state = self.state.lock();
         state.wanted || state.stopping
     }
@@ -103,7 +102,6 @@ pub(crate) fn run_guarded(store: &Store) {
                 Ok(()) => {
                     store.flush_signal.forget();
                     store.request_flush_if_due();
-                    maintain(store);
                 }
                 Err(StorageError::Failed { .. } | StorageError::Closed) => return,
                 Err(error) => {
@@ -115,24 +113,6 @@ pub(crate) fn run_guarded(store: &Store) {
     };
     if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
         store.wal.fail(io::Error::other("the flush thread panicked"));
-    }
-}
-
-/// Retention and merges, window by window, until a flush is wanted.
-fn maintain(store: &Store) {
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let now_ms = i64::try_from(now_ms).unwrap_or(i64::MAX);
-    let mut done = merge::expire(store, now_ms);
-    while done.is_ok() && !store.flush_signal.is_wanted() {
-        match merge::merge_one(store, now_ms) {
-            Ok(Step::Done) => {}
-            Ok(Step::Idle) => return,
-            Err(error) => done = Err(error),
-        }
-    }
-    if let Err(error) = done {
-        store.metrics.merge_failures.inc();
-        tracing::error!(error = &error as &dyn std::error::Error, "maintenance failed, trying again later");
     }
 }
 

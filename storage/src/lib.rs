@@ -7,12 +7,15 @@
 //!   one series.
 //! * `wal/`: the log with group commit, its format, replay, and what counts as damage.
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `codec/`: columns as bytes.
-//! * `merge.rs`: fewer segments, and none that are too old; `tombstones.rs`: deleting series.
+//! * `merge.rs`: fewer segments; `retention.rs`: none that are too old; `maintenance.rs`: when both happen;
+//!   `tombstones.rs`: deleting series.
 //! * `digest.rs`: what replicas compare.
 //! * `segment.rs`, `page.rs`: a window's samples as rows of RocksDB, the same whoever writes them.
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
 //! * `index.rs`: the series in memory, matchers to series; `past.rs`, `day_rows.rs`: those that left it.
 //! * `read.rs`: series to merged samples; `labels.rs`: what series and labels there are.
+//! * `retention.rs`, `maintenance.rs`: what is too old, and when that is looked at.
+//! * `steps.rs`: where tests let operations die.
 //! * `disk.rs`: room on the disk; `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
 //!
 //! This crate admits samples of any age and any tenant: quotas, limits and ages are the front door's.
@@ -40,6 +43,7 @@ mod head;
 mod index;
 mod keys;
 mod labels;
+mod maintenance;
 mod merge;
 mod metrics;
 #[cfg(test)]
@@ -48,10 +52,12 @@ mod options;
 mod page;
 mod past;
 mod read;
+mod retention;
 mod rocks;
 mod run;
 mod segment;
 mod shard;
+mod steps;
 mod tombstones;
 mod wal;
 mod wire;
@@ -64,3 +70,5 @@ pub use error::StorageError;
 pub use labels::{Cardinality, Listed};
 pub use options::{EngineOptions, EngineStats, ReadLimits};
 pub use read::SeriesStream;
+pub use retention::Retention;
+pub use steps::{STEPS, StepHook};

@@ -1,4 +1,4 @@
-//! Merges and retention: few, canonical segments per window, and none that are too old.
+//! Merges: few, canonical segments per window.
 //!
 //! A merge reads all segments of a window, shard by shard, resolves what they hold twice, leaves out what
 //! tombstones hide, and writes one table file with one segment per shard. The order makes it safe:
@@ -11,7 +11,7 @@
 //! 5. Files are removed once none of their segments is live, or in the snapshot of a running read.
 //!
 //! A crash before 3 leaves a file without live segments, one after 3 leaves the old files: both are removed
-//! at start. Retention is steps 3 to 5 without new segments.
+//! at start. Retention (`retention.rs`) is steps 3 to 5 without new segments.
 //!
 //! All of this runs under the lock that flushes take, one window at a time: whatever changes the list of
 //! segments does so alone. A window with damaged data is left alone until the next start.
@@ -65,45 +65,30 @@ pub(crate) enum Step {
     Idle,
 }
 
-/// Does all that is due at `now_ms`: retention, then merges.
-pub(crate) fn maintain(store: &Store, now_ms: i64) -> Result<(), StorageError> {
-    expire(store, now_ms)?;
-    while merge_one(store, now_ms)? == Step::Done {}
-    Ok(())
+/// Which windows a merge takes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// At this time: those that are closed and have something to merge, and those with too many segments.
+    At(i64),
+    /// Those of which tombstones hide something.
+    Hidden,
 }
 
-/// Drops the windows that retention does not cover any more.
-pub(crate) fn expire(store: &Store, now_ms: i64) -> Result<(), StorageError> {
-    let _alone = store.next_segment.lock();
-    let Some(retention) = store.options.retention else {
-        return sweep(store);
-    };
-    let cutoff = now_ms.saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
-    let mut changes = Vec::new();
-    for shard in store.all_shards() {
-        let (segments, tombstones) = shard.segments_and_tombstones();
-        let expired = segments.iter().filter(|segment| segment.key.window.end() <= cutoff);
-        let removed: Vec<SegmentKey> = expired.map(|segment| segment.key).collect();
-        if !removed.is_empty() {
-            changes.push(change(shard, &segments, &tombstones, removed, None));
-        }
-    }
-    if changes.is_empty() {
-        return sweep(store);
-    }
-    commit(store, &changes)?;
-    store.failpoint("retention: committed")?;
-    let dropped: usize = changes.iter().map(|change| change.removed.len()).sum();
-    apply(store, changes);
-    store.metrics.expired_segments.inc_by(dropped as u64);
+/// See `Engine::clean_tombstones`.
+pub(crate) fn clean(store: &Store) -> Result<(), StorageError> {
+    while merge_next(store, Due::Hidden)? == Step::Done {}
     sweep(store)
 }
 
 /// Merges the window that needs it most, if any does.
 pub(crate) fn merge_one(store: &Store, now_ms: i64) -> Result<Step, StorageError> {
+    merge_next(store, Due::At(now_ms))
+}
+
+fn merge_next(store: &Store, due: Due) -> Result<Step, StorageError> {
     let mut next_segment = store.next_segment.lock();
     store.wal.check()?;
-    let Some((window, inputs)) = choose(store, now_ms) else {
+    let Some((window, inputs)) = choose(store, due) else {
         return Ok(Step::Idle);
     };
     let started = Instant::now();
@@ -127,26 +112,39 @@ pub(crate) fn merge_one(store: &Store, now_ms: i64) -> Result<Step, StorageError
 }
 
 /// The window with the most segments among those that are due, and what to merge there.
-fn choose(store: &Store, now_ms: i64) -> Option<(Window, Vec<Input>)> {
+fn choose(store: &Store, due: Due) -> Option<(Window, Vec<Input>)> {
     let mut windows: BTreeMap<Window, Vec<Input>> = BTreeMap::new();
+    let mut hidden = HashSet::new();
     for shard in store.all_shards() {
         let (segments, tombstones) = shard.segments_and_tombstones();
         for group in segments.chunk_by(|a, b| a.key.window == b.key.window) {
-            let hidden = group.iter().any(|segment| tombstones.iter().any(|t| t.concerns(segment)));
-            if group.len() > 1 || hidden {
-                windows.entry(group[0].key.window).or_default().push(Input {
-                    shard: Arc::clone(&shard),
-                    segments: group.to_vec(),
-                    tombstones: Arc::clone(&tombstones),
-                });
+            let window = group[0].key.window;
+            if group.iter().any(|segment| tombstones.iter().any(|t| t.concerns(segment))) {
+                hidden.insert(window);
             }
+            windows.entry(window).or_default().push(Input {
+                shard: Arc::clone(&shard),
+                segments: group.to_vec(),
+                tombstones: Arc::clone(&tombstones),
+            });
         }
     }
+    for (window, inputs) in &mut windows {
+        // A table goes once no shard needs it. So where something is hidden, all shards are rewritten, or the space
+        // would not come back.
+        if !hidden.contains(window) {
+            inputs.retain(|input| input.segments.len() > 1 && due != Due::Hidden);
+        }
+    }
+    windows.retain(|_, inputs| !inputs.is_empty());
     let quarantine = store.quarantine.lock();
     let most = |inputs: &Vec<Input>| inputs.iter().map(|input| input.segments.len()).max().unwrap_or(0);
     let is_due = |(window, inputs): &(Window, Vec<Input>)| {
-        let closed = window.end().saturating_add(GRACE_MS) <= now_ms;
-        !quarantine.contains(window) && (closed || most(inputs) > SEGMENTS_MAX)
+        let wanted = match due {
+            Due::At(now_ms) => window.end().saturating_add(GRACE_MS) <= now_ms || most(inputs) > SEGMENTS_MAX,
+            Due::Hidden => true,
+        };
+        wanted && !quarantine.contains(window)
     };
     windows.into_iter().filter(is_due).max_by_key(|(_, inputs)| most(inputs))
 }
@@ -227,7 +225,7 @@ fn merge_shard(
 }
 
 /// What becomes of a shard's tombstones when segments go and come.
-fn change(
+pub(crate) fn change(
     shard: Arc<Shard>,
     segments: &[Arc<Segment>],
     tombstones: &[Arc<Tombstone>],
@@ -243,7 +241,7 @@ fn change(
 }
 
 /// Makes changes durable, in one step.
-fn commit(store: &Store, changes: &[Change]) -> Result<(), StorageError> {
+pub(crate) fn commit(store: &Store, changes: &[Change]) -> Result<(), StorageError> {
     let mut index = Vec::new();
     for change in changes {
         past::rows_removed(store, &change.shard, &change.removed, change.added.as_ref(), &mut index)?;
@@ -252,7 +250,7 @@ fn commit(store: &Store, changes: &[Change]) -> Result<(), StorageError> {
 }
 
 /// Makes committed changes visible to reads.
-fn apply(store: &Store, changes: Vec<Change>) {
+pub(crate) fn apply(store: &Store, changes: Vec<Change>) {
     let mut graveyard = store.graveyard.lock();
     for change in changes {
         let Change { shard, removed, added, kept, .. } = change;
@@ -265,7 +263,7 @@ fn apply(store: &Store, changes: Vec<Change>) {
 }
 
 /// Removes the table files of which nothing is live, or read by anybody, any more.
-fn sweep(store: &Store) -> Result<(), StorageError> {
+pub(crate) fn sweep(store: &Store) -> Result<(), StorageError> {
     let mut graveyard = store.graveyard.lock();
     if graveyard.is_empty() {
         return Ok(());

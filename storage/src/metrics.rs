@@ -27,6 +27,9 @@ pub(crate) struct Metrics {
     pub(crate) merged_bytes: Counter,
     pub(crate) merge_failures: Counter,
     pub(crate) expired_segments: Counter,
+    pub(crate) expired_series: Counter,
+    pub(crate) maintenance_runs: Counter,
+    pub(crate) maintenance_duration: Histogram,
     pub(crate) corrupt_reads: Counter,
     pub(crate) disk_full: Gauge,
 }
@@ -53,6 +56,9 @@ impl Metrics {
             merged_bytes: Counter::default(),
             merge_failures: Counter::default(),
             expired_segments: Counter::default(),
+            expired_series: Counter::default(),
+            maintenance_runs: Counter::default(),
+            maintenance_duration: Histogram::new(exponential_buckets(0.001, 4.0, 10)),
             corrupt_reads: Counter::default(),
             disk_full: Gauge::default(),
         };
@@ -84,6 +90,12 @@ impl Metrics {
             &self.merge_failures,
         );
         counter("expired_segments", "Segments dropped by retention", &self.expired_segments);
+        counter(
+            "expired_series",
+            "Series hidden by retention where other tenants keep the window",
+            &self.expired_series,
+        );
+        counter("maintenance_runs", "Rounds of retention and merges", &self.maintenance_runs);
         counter("corrupt_reads", "Reads and merges that found damaged data", &self.corrupt_reads);
         let mut gauge = |name: &str, help: &str, gauge: &Gauge| {
             registry.register(format!("saturn_storage_{name}"), help, gauge.clone());
@@ -98,6 +110,11 @@ impl Metrics {
         histogram("wal_fsync_duration_seconds", "Time of one fdatasync of the WAL", &self.wal_fsync_duration);
         histogram("wal_group_bytes", "Bytes written before one fdatasync", &self.wal_group_bytes);
         histogram("flush_duration_seconds", "Time of one flush", &self.flush_duration);
+        histogram(
+            "maintenance_duration_seconds",
+            "Time of one round of retention and merges",
+            &self.maintenance_duration,
+        );
         histogram("merge_duration_seconds", "Time to merge one window", &self.merge_duration);
     }
 }

@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use saturn_model::{
     Fingerprint, Labels, MatchOp, STALE_NAN_BITS, Selection, ShardBatch, ShardId, TenantId, TimestampMs,
@@ -24,37 +26,44 @@ use support::{Sending, append, batch, labels, matcher, tenant};
 use crate::digest;
 use crate::keys::Window;
 use crate::past;
-use crate::{Engine, EngineOptions, StorageError};
+use crate::{Engine, EngineOptions, Retention, STEPS, StepHook, StorageError};
 
 const SHARDS: u16 = 3;
 const RUNS: u64 = 500;
 const RETENTION_MS: i64 = 24 * 3_600_000;
+/// So much shorter is the time that tenant beta's samples are kept.
+const BETA_LESS_MS: i64 = 2 * WINDOW_MS;
 const WINDOW_MS: i64 = 7_200_000;
 
-/// Steps at which an operation may die.
-const STEPS: [&str; 12] = [
-    "flush: log rotated",
-    "flush: rows written",
-    "flush: pages written",
-    "flush: days written",
-    "flush: ingested",
-    "flush: committed",
-    "merge: number reserved",
-    "merge: pages written",
-    "merge: ingested",
-    "merge: committed",
-    "retention: committed",
-    DELETED,
-];
 const DELETED: &str = "delete: tombstones written";
 
-fn open(dir: &Path) -> Engine {
+/// The step at which the next operation dies.
+type Armed = Arc<Mutex<Option<&'static str>>>;
+
+/// Steps at which an operation may die: all but those that are final for the engine.
+fn steps() -> Vec<&'static str> {
+    let survivable = |step: &&&str| !step.starts_with("open: ") && !step.starts_with("wal: ");
+    STEPS.iter().filter(survivable).copied().collect()
+}
+
+fn open(dir: &Path, armed: &Armed) -> Engine {
+    let armed = Arc::clone(armed);
+    let kept = |ms: i64| Some(Duration::from_millis(ms.cast_unsigned()));
     let options = EngineOptions {
         wal_segment_bytes: 4096,
-        retention: Some(Duration::from_millis(RETENTION_MS.cast_unsigned())),
+        // The model says when maintenance runs.
+        maintenance_interval: Duration::from_secs(86_400),
+        retention: Retention {
+            default: kept(RETENTION_MS),
+            tenants: [(tenant("beta"), kept(RETENTION_MS - BETA_LESS_MS))].into(),
+        },
         reserve_bytes: 0,
         // Whoever has no sample leaves memory with the next flush.
         series_idle: Duration::ZERO,
+        steps: StepHook::new(move |step| match armed.lock().take_if(|armed| *armed == step) {
+            Some(_) => Err(std::io::Error::other("injected")),
+            None => Ok(()),
+        }),
         ..EngineOptions::new(dir)
     };
     Engine::open(options, &mut Registry::default()).expect("opened")
@@ -117,6 +126,7 @@ struct World {
     folder: TempDir,
     dir: PathBuf,
     copies: u32,
+    armed: Armed,
     engine: Option<Engine>,
     universe: Vec<(TenantId, Labels)>,
     /// Per series: times and the bits of their values.
@@ -136,8 +146,9 @@ impl World {
         }
         let folder = folder();
         let dir = folder.path().join("0");
-        let engine = Some(open(&dir));
-        Self { random: Random(seed), folder, dir, copies: 0, engine, universe, model: BTreeMap::new() }
+        let armed = Armed::default();
+        let engine = Some(open(&dir, &armed));
+        Self { random: Random(seed), folder, dir, copies: 0, armed, engine, universe, model: BTreeMap::new() }
     }
 
     fn engine(&self) -> &Engine {
@@ -196,7 +207,7 @@ impl World {
             18 => {
                 self.engine().close().expect("closed");
                 self.engine = None;
-                self.engine = Some(open(&self.dir));
+                self.engine = Some(open(&self.dir, &self.armed));
             }
             19 => self.kill(),
             _ => self.check(),
@@ -211,25 +222,31 @@ impl World {
         self.engine = None;
         std::fs::remove_dir_all(&self.dir).expect("removed");
         self.dir = copy;
-        self.engine = Some(open(&self.dir));
+        self.engine = Some(open(&self.dir, &self.armed));
     }
 
     /// Arms a random step, sometimes. Returns it.
     fn arm(&mut self) -> Option<&'static str> {
-        let step = self.random.one_in(2).then(|| *self.random.pick(&STEPS));
-        self.engine().store().arm_failpoint(step);
+        let step = self.random.one_in(2).then(|| *self.random.pick(&steps()));
+        *self.armed.lock() = step;
         step
     }
 
     /// The operation died, or not. Whether it did, at the step that was armed.
     fn settle<T>(&mut self, done: Result<T, StorageError>, armed: Option<&'static str>) -> bool {
-        self.engine().store().arm_failpoint(None);
+        *self.armed.lock() = None;
         let Err(error) = done else {
             return false;
         };
         assert!(matches!(error, StorageError::Unavailable { .. }) && armed.is_some(), "{error:?}");
         // Whether a write that failed half-way is there, a process that lives on cannot know.
-        let uncertain = ["flush: committed", "merge: committed", "retention: committed", DELETED];
+        let uncertain = [
+            "flush: committed",
+            "merge: committed",
+            "retention: committed",
+            "retention: tombstones written",
+            DELETED,
+        ];
         if uncertain.contains(&armed.expect("armed")) || self.random.one_in(2) {
             self.kill();
         }
@@ -255,11 +272,16 @@ impl World {
         self.engine().flush().expect("flushed");
         let cutoff = WINDOW_MS * (i64::try_from(self.random.below(6)).expect("small") - 4);
         let armed = self.arm();
-        let done = self.engine().maintain(TimestampMs(cutoff + RETENTION_MS));
-        for samples in self.model.values_mut() {
+        let now = TimestampMs(cutoff + RETENTION_MS);
+        let done = self.engine().maintain(now);
+        for ((tenant, _), samples) in &mut self.model {
+            let cutoff = if tenant.as_str() == "beta" { cutoff + BETA_LESS_MS } else { cutoff };
             *samples = samples.split_off(&cutoff);
         }
-        self.settle(done, armed);
+        if self.settle(done, armed) {
+            // A round that died leaves the rest to the next.
+            self.engine().maintain(now).expect("maintained");
+        }
     }
 
     fn delete(&mut self) {

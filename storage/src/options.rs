@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::retention::Retention;
+use crate::steps::StepHook;
+
 /// Where an engine keeps its data, and its bounds.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -20,8 +23,10 @@ pub struct EngineOptions {
     pub flush_wal_bytes_max: u64,
     /// Longest time between flushes.
     pub flush_interval: Duration,
-    /// How long samples are kept, by whole windows of 2 h. `None`: for ever.
-    pub retention: Option<Duration>,
+    /// Time between rounds of maintenance: retention, and merges that are due.
+    pub maintenance_interval: Duration,
+    /// How long samples are kept.
+    pub retention: Retention,
     /// Free space on the disk, in bytes, below which appends are refused.
     pub reserve_bytes: u64,
     /// Size of RocksDB's block cache, in bytes.
@@ -32,6 +37,8 @@ pub struct EngineOptions {
     pub series_idle: Duration,
     /// Most table files that RocksDB keeps open.
     pub open_files_max: i32,
+    /// For tests that let an operation die: what happens at its steps.
+    pub steps: StepHook,
 }
 
 impl EngineOptions {
@@ -45,12 +52,14 @@ impl EngineOptions {
             flush_samples_max: 20_000_000,
             flush_wal_bytes_max: 2 << 30,
             flush_interval: Duration::from_secs(30 * 60),
-            retention: None,
+            maintenance_interval: Duration::from_secs(60),
+            retention: Retention::default(),
             reserve_bytes: 64 << 20,
             block_cache_bytes: 128 << 20,
             index_cache_bytes: 32 << 20,
             series_idle: Duration::from_secs(60 * 60),
             open_files_max: 512,
+            steps: StepHook::default(),
         }
     }
 }

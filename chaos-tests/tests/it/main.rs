@@ -3,6 +3,8 @@
 //! * `harness`: the tools of these tests do what they claim.
 //! * `road`: Prometheus in, PromQL out, the answers equal Prometheus's own; one node dies on the way.
 //! * `ack`: what was acked is there after all nodes were killed, and after all disks lost power.
+//! * `crash`: the storage engine alone, under power cuts at every named step.
+//! * `deletion`: series deleted over HTTP, on all replicas.
 //! * `bad_input`: what senders and clients get wrong, and tenants kept apart.
 //! * `query_api`: statistics, limits, compression and pages about the server.
 //! * `compliance`: the public compliance queries, against a real Prometheus.
@@ -13,6 +15,8 @@
 mod ack;
 mod bad_input;
 mod compliance;
+mod crash;
+mod deletion;
 mod demo;
 mod harness;
 mod operator;

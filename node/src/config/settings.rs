@@ -10,6 +10,9 @@ use std::fmt::Write as _;
 /// Most entries in a list of addresses.
 const JOIN_ENTRIES_MAX: u64 = 64;
 
+/// Most entries in a list of pairs.
+const PAIRS_MAX: u64 = 10_000;
+
 /// What a setting's text must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -27,6 +30,12 @@ pub(super) enum Kind {
     Integer,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// A Prometheus duration, or `forever`; minimum and maximum count hours.
+    Kept,
+    /// `true` or `false`; the flag alone is `true`.
+    Switch,
+    /// `NAME=VALUE,...`; minimum and maximum count entries.
+    Pairs,
 }
 
 /// A row of the table.
@@ -59,6 +68,10 @@ pub(super) const CLUSTER_JOIN: &str = "cluster.join";
 pub(super) const CLUSTER_REPLICATION_FACTOR: &str = "cluster.replication-factor";
 pub(super) const CLUSTER_SHARDS: &str = "cluster.shards";
 pub(super) const CLUSTER_SECRET_FILE: &str = "cluster.secret-file";
+pub(super) const RETENTION_TIME: &str = "storage.tsdb.retention.time";
+pub(super) const RETENTION_CLASSES: &str = "storage.retention.classes";
+pub(super) const RETENTION_TENANTS: &str = "storage.retention.tenants";
+pub(super) const ENABLE_ADMIN_API: &str = "web.enable-admin-api";
 pub(super) const LOG_LEVEL: &str = "log.level";
 pub(super) const LOG_FORMAT: &str = "log.format";
 pub(super) const TENANT_DEFAULT: &str = "tenant.default";
@@ -165,6 +178,42 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "File with the cluster's secret, 16 to 4096 bytes, readable only by its owner. Unset: all listen addresses must be loopback.",
     },
     Setting {
+        flag: RETENTION_TIME,
+        kind: Kind::Kept,
+        unit: "hours",
+        min: 2,
+        max: 876_000,
+        default: "15d",
+        help: "How long samples are kept, in whole windows of 2 h: a duration such as 15d or 1y, or forever.",
+    },
+    Setting {
+        flag: RETENTION_CLASSES,
+        kind: Kind::Pairs,
+        unit: "entries",
+        min: 1,
+        max: PAIRS_MAX,
+        default: "",
+        help: "NAME=DURATION,... of retention times that tenants can be given by name. Unset: there are none.",
+    },
+    Setting {
+        flag: RETENTION_TENANTS,
+        kind: Kind::Pairs,
+        unit: "entries",
+        min: 1,
+        max: PAIRS_MAX,
+        default: "",
+        help: "TENANT=DURATION,... or TENANT=CLASS,...: tenants whose samples are kept for another time. Unset: all keep the same.",
+    },
+    Setting {
+        flag: ENABLE_ADMIN_API,
+        kind: Kind::Switch,
+        unit: "",
+        min: 0,
+        max: 0,
+        default: "false",
+        help: "Whether clients may delete series: the endpoints below /api/v1/admin.",
+    },
+    Setting {
         flag: LOG_LEVEL,
         kind: Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
         unit: "",
@@ -223,6 +272,9 @@ impl Setting {
             Kind::AddressList => format!("{min} to {max} addresses HOST:PORT"),
             Kind::Integer => format!("a whole number from {min} to {max}"),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::Kept => format!("a duration such as 15d, from {min} to {max} hours, or forever"),
+            Kind::Switch => "true or false".to_owned(),
+            Kind::Pairs => format!("{min} to {max} pairs NAME=VALUE"),
         }
     }
 
@@ -251,6 +303,9 @@ impl Setting {
             Kind::AddressList => "HOST:PORT,...",
             Kind::Integer => "NUMBER",
             Kind::Choice(_) => "WORD",
+            Kind::Kept => "DURATION",
+            Kind::Switch => "true|false",
+            Kind::Pairs => "NAME=VALUE,...",
         }
     }
 }

@@ -153,3 +153,42 @@ fn the_listing_is_a_file_that_sets_the_same() {
     let again = load_with(&["--config.file", path_of(&file)], &[]).expect("valid");
     assert_eq!(Config { listing: config.listing.clone(), ..again }, config);
 }
+
+#[test]
+fn retention_has_a_default_classes_and_tenants() {
+    let days = |n: u64| Some(std::time::Duration::from_secs(n * 86_400));
+    let plain = load_with(&[], &[]).expect("valid").retention;
+    assert_eq!(plain, saturn_storage::Retention::of_all(days(15)));
+    let file = yaml_file(
+        "storage:\n  tsdb:\n    retention: {time: 30d}\n  retention:\n    classes: [short=3d, long=1y]\n    tenants:\n      - team-a=short\n      - team-b=90d\n      - team-c=forever\n",
+    );
+    let retention = load_with(&["--config.file", path_of(&file)], &[]).expect("valid").retention;
+    let of = |name: &str| retention.of(&TenantId::new(name).expect("valid"));
+    assert_eq!((of("team-a"), of("team-b"), of("team-c")), (days(3), days(90), None));
+    assert_eq!(of("other"), days(30));
+    let forever = load_with(&["--storage.tsdb.retention.time=forever"], &[]).expect("valid").retention;
+    assert_eq!(forever.default, None);
+    for (flag, text, named) in [
+        ("storage.tsdb.retention.time", "0", "from 2 to 876000 hours, or forever"),
+        ("storage.tsdb.retention.time", "1h", "from 2 to 876000 hours"),
+        ("storage.retention.classes", "a", "\"a\" is none"),
+        ("storage.retention.classes", "a=1d,a=2d", "\"a\" is there twice"),
+        ("storage.retention.classes", "a=ten", "class \"a\" has \"ten\""),
+        ("storage.retention.tenants", "team=nowhere", "tenant \"team\" has \"nowhere\""),
+        ("storage.retention.tenants", "NO TEAM=1d", "\"NO TEAM\" is none"),
+    ] {
+        let text = refusal(&[&format!("--{flag}={text}")]);
+        assert!(text.contains(named) && text.contains(flag), "{text}");
+    }
+}
+
+#[test]
+fn a_switch_needs_no_value() {
+    let admin = |args: &[&str]| load_with(args, &[]).expect("valid").admin;
+    assert_eq!(admin(&[]), AdminApi::Disabled);
+    assert_eq!(admin(&["--web.enable-admin-api"]), AdminApi::Enabled);
+    assert_eq!(admin(&["--web.enable-admin-api=false"]), AdminApi::Disabled);
+    let from_env = load_with(&[], &[("SATURN_WEB_ENABLE_ADMIN_API", "true")]).expect("valid");
+    assert_eq!(from_env.admin, AdminApi::Enabled);
+    assert!(refusal(&["--web.enable-admin-api=yes"]).contains("want true or false"));
+}

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use saturn_model::TenantId;
 
@@ -119,9 +120,44 @@ impl Value {
         word.copied().ok_or_else(|| self.refused(self.setting.wants()))
     }
 
+    pub(super) fn switch(&self) -> Result<bool, ConfigError> {
+        self.text.parse().map_err(|_| self.refused(self.setting.wants()))
+    }
+
+    /// How long samples are kept; `None` is for ever.
+    pub(super) fn kept(&self) -> Result<Option<Duration>, ConfigError> {
+        parse_kept(&self.text, self.setting.min, self.setting.max)
+            .ok_or_else(|| self.refused(self.setting.wants()))
+    }
+
+    /// The pairs of a list, each name once, in their order.
+    pub(super) fn pairs(&self) -> Result<Vec<(String, String)>, ConfigError> {
+        let mut pairs: Vec<(String, String)> = Vec::new();
+        for entry in self.text.split(',') {
+            let Some((name, value)) = entry.split_once('=') else {
+                return Err(self.refused(format!("{}; {entry:?} is none", self.setting.wants())));
+            };
+            let (name, value) = (name.trim().to_owned(), value.trim().to_owned());
+            if pairs.iter().any(|(other, _)| *other == name) {
+                return Err(self.refused(format!("each name once; {name:?} is there twice")));
+            }
+            pairs.push((name, value));
+        }
+        if self.within(pairs.len() as u64) { Ok(pairs) } else { Err(self.refused(self.setting.wants())) }
+    }
+
     fn within(&self, measure: u64) -> bool {
         (self.setting.min..=self.setting.max).contains(&measure)
     }
+}
+
+/// A Prometheus duration within bounds of hours, or `forever`.
+pub(super) fn parse_kept(text: &str, hours_min: u64, hours_max: u64) -> Option<Option<Duration>> {
+    if text == "forever" {
+        return Some(None);
+    }
+    let ms = u64::try_from(saturn_promql::parse_duration(text).ok()?).ok()?;
+    (hours_min * 3_600_000..=hours_max * 3_600_000).contains(&ms).then(|| Some(Duration::from_millis(ms)))
 }
 
 /// `host:port` or `[v6]:port`, with a port that one can send to.

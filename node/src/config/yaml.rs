@@ -187,11 +187,10 @@ fn is_setting(path: &str) -> bool {
 /// Every path that a key may have: the settings, and the sections above them.
 fn known_paths() -> Vec<String> {
     let mut paths: Vec<String> = SETTINGS.iter().filter_map(super::settings::Setting::yaml_path).collect();
-    let sections: Vec<String> = paths
-        .iter()
-        .filter_map(|path| path.rsplit_once('.'))
-        .map(|(section, _)| section.to_owned())
-        .collect();
+    let above = |path: &String| -> Vec<String> {
+        path.match_indices('.').map(|(dot, _)| path[..dot].to_owned()).collect()
+    };
+    let sections: Vec<String> = paths.iter().flat_map(above).collect();
     paths.extend(sections);
     paths.sort();
     paths.dedup();

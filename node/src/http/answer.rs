@@ -40,6 +40,15 @@ impl ApiError {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, error_type: "unavailable", text: text.into() }
     }
 
+    /// The admin endpoints are off: 500, and the text that Prometheus has for it.
+    pub(crate) fn admin_disabled() -> Self {
+        Self {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            error_type: "unavailable",
+            text: "admin APIs disabled".into(),
+        }
+    }
+
     /// A defect: 500.
     pub(crate) fn internal(text: impl Into<String>) -> Self {
         Self { status: StatusCode::INTERNAL_SERVER_ERROR, error_type: "internal", text: text.into() }

@@ -11,8 +11,9 @@ use saturn_model::{
     Fingerprint, Labels, Sample, Selection, SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
 };
 use saturn_replication::{
-    AppendRequest, BatchReply, Coordinator, LabelSource, LabelsAnswer, LabelsQuestion, LabelsRequest,
-    PeerError, Peers, PlacementHandle, SelectRequest, Settings, ShardRefusal, ShardReply, ShardWrite,
+    AppendRequest, BatchReply, Coordinator, Erase, EraseReply, EraseRequest, LabelSource, LabelsAnswer,
+    LabelsQuestion, LabelsRequest, PeerError, Peers, PlacementHandle, SelectRequest, Settings, ShardRefusal,
+    ShardReply, ShardWrite,
 };
 use saturn_ring::{
     ClusterId, Epoch, Fence, Generation, NodeId, Placement, PlacementMember, ShardRecord, Zone, fence,
@@ -257,6 +258,29 @@ impl Peers for Cluster {
                 LabelsQuestion::Series => LabelsAnswer::Series(sets.cloned().collect()),
             }
         }))
+    }
+
+    async fn erase(&self, to: &NodeId, request: EraseRequest) -> Result<EraseReply, PeerError> {
+        self.reach(to).await?;
+        let mut replicas = self.replicas.lock();
+        let replica = replicas.get_mut(to).expect("the replica exists");
+        for (shard, epoch) in &request.shards {
+            match replica.judge(to, *shard, *epoch) {
+                Ok(()) => {}
+                Err(ShardRefusal::Behind) => return Ok(EraseReply::Behind),
+                Err(refusal) => return Ok(EraseReply::Failed(refusal.to_string())),
+            }
+        }
+        let Erase::Series(selections) = &request.what else { return Ok(EraseReply::Done { series: 0 }) };
+        let mut series = 0;
+        for selection in selections {
+            for (_, samples) in replica.series.values_mut() {
+                let before = samples.len();
+                samples.retain(|t, _| !(selection.start.0..=selection.end.0).contains(t));
+                series += u64::from(samples.len() < before);
+            }
+        }
+        Ok(EraseReply::Done { series })
     }
 
     async fn push_placement(&self, to: &NodeId, placement: &Placement) -> Result<(), PeerError> {

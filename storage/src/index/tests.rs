@@ -1,3 +1,5 @@
+//! Tests of the index: postings equal a scan, and memory goes back.
+
 use super::*;
 use proptest::prelude::*;
 use saturn_model::MatchOp;

@@ -12,15 +12,27 @@ use saturn_model::{
 
 use super::*;
 use crate::copy::copy_dir;
-use crate::{Engine, EngineOptions};
+use crate::keys::WINDOW_MS;
+use crate::{Engine, EngineOptions, Retention};
 
 const HOUR: i64 = 3_600_000;
 const FAR: i64 = 1000 * HOUR;
 
 fn open(dir: &Path, retention: Option<Duration>) -> Engine {
-    // Whoever has no sample leaves memory with the next flush.
-    let series_idle = Duration::ZERO;
-    let options = EngineOptions { retention, reserve_bytes: 0, series_idle, ..EngineOptions::new(dir) };
+    open_with(dir, Retention::of_all(retention))
+}
+
+fn open_with(dir: &Path, retention: Retention) -> Engine {
+    // These tests say when maintenance runs.
+    let maintenance_interval = Duration::from_secs(86_400);
+    let options = EngineOptions {
+        retention,
+        maintenance_interval,
+        reserve_bytes: 0,
+        // Whoever has no sample leaves memory with the next flush.
+        series_idle: Duration::ZERO,
+        ..EngineOptions::new(dir)
+    };
     Engine::open(options, &mut Registry::default()).expect("opened")
 }
 
@@ -175,6 +187,71 @@ fn retention_drops_whole_windows_and_series_without_samples() {
 }
 
 #[test]
+fn tenants_keep_their_own_time() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let names = ["long", "short", "ever"].map(|name| TenantId::new(name).expect("valid"));
+    let hours = |n: u64| Some(Duration::from_secs(n * 3600));
+    let tenants = [(names[1].clone(), hours(4)), (names[2].clone(), None)].into();
+    let retention = Retention { default: hours(8), tenants };
+    let engine = open_with(dir.path(), retention.clone());
+    let write = |engine: &Engine, tenant: &TenantId, time: i64| {
+        let mut batch = ShardBatch::new(tenant.clone(), ShardId(1));
+        let labels = Labels::from_pairs([("__name__", "m")]).expect("valid");
+        batch.push_series(Fingerprint::of(tenant, labels.as_encoded()));
+        batch.labels.push((0, labels));
+        batch.push_sample(Sample { timestamp: TimestampMs(time), value: 1.0 });
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(engine.append(vec![Arc::new(batch)])).expect("appended");
+    };
+    for time in [HOUR, 3 * HOUR, 5 * HOUR] {
+        names.iter().for_each(|tenant| write(&engine, tenant, time));
+        engine.flush().expect("flushed");
+    }
+    let kept = |engine: &Engine| {
+        names.clone().map(|tenant| {
+            let found =
+                engine.select(ShardId(1), &Selection { tenant, ..everything() }, 10).expect("selected");
+            found.into_iter().flat_map(|c| c.timestamps).map(|t| t / HOUR).collect::<Vec<_>>()
+        })
+    };
+    engine.maintain(TimestampMs(8 * HOUR)).expect("expired");
+    assert_eq!(kept(&engine), [vec![1, 3, 5], vec![5], vec![1, 3, 5]]);
+    drop(engine);
+    let engine = open_with(dir.path(), retention.clone());
+    assert_eq!(kept(&engine), [vec![1, 3, 5], vec![5], vec![1, 3, 5]]);
+    // The merges of that round left the hidden samples out, and the tombstones went with them.
+    assert_eq!(engine.store().rocks.load_meta().expect("read").tombstones, []);
+    engine.maintain(TimestampMs(12 * HOUR)).expect("expired");
+    assert_eq!(kept(&engine), [vec![5], vec![], vec![1, 3, 5]]);
+    engine.maintain(TimestampMs(40 * HOUR)).expect("expired");
+    assert_eq!(kept(&engine), [vec![], vec![], vec![1, 3, 5]]);
+    assert_eq!(engine.stats().series, 1);
+    // Without the tenant that keeps everything, all windows go as files.
+    drop(engine);
+    let engine = open_with(dir.path(), Retention::of_all(hours(8)));
+    engine.maintain(TimestampMs(40 * HOUR)).expect("expired");
+    assert_eq!((engine.stats().series, engine.store().rocks.tables()), (0, 0));
+}
+
+#[test]
+fn maintenance_has_its_own_clock() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let options = EngineOptions {
+        retention: Retention::of_all(Some(Duration::from_secs(3600))),
+        maintenance_interval: Duration::from_millis(10),
+        ..EngineOptions::new(dir.path())
+    };
+    let engine = Engine::open(options, &mut Registry::default()).expect("opened");
+    append(&engine, &[(1, HOUR, 1.0)]);
+    engine.flush().expect("flushed");
+    let gone = (0..2000).any(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        times(&engine).is_empty() && engine.store().metrics.maintenance_runs.get() > 0
+    });
+    assert!(gone, "what is decades old stays");
+}
+
+#[test]
 fn a_tombstone_hides_at_once_spares_what_comes_later_and_is_forgotten() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let engine = open(dir.path(), None);
@@ -295,4 +372,43 @@ fn a_damaged_window_is_named_and_does_not_stop_the_others() {
     assert_eq!(found[0].timestamps, [WINDOW_MS, WINDOW_MS + 1]);
     append(&engine, &[(1, 5 * WINDOW_MS, 1.0)]);
     engine.flush().expect("flushed");
+}
+
+#[test]
+fn cleaning_gives_the_space_of_deleted_samples_back_at_once() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), None);
+    let sample = |i: i32| (u32::try_from(i % 50).expect("small"), i64::from(i) * 300, f64::from(i).sqrt());
+    let samples: Vec<(u32, i64, f64)> = (0..20_000).map(sample).collect();
+    append(&engine, &samples);
+    append(&engine, &[(60, 1, 1.0)]);
+    // A shard in the same table, of which nothing is deleted.
+    let other = TenantId::new("other").expect("valid");
+    let mut batch = ShardBatch::new(other.clone(), ShardId(2));
+    let labels = Labels::from_pairs([("n", "1")]).expect("valid");
+    batch.push_series(Fingerprint::of(&other, labels.as_encoded()));
+    batch.labels.push((0, labels));
+    batch.push_sample(Sample { timestamp: TimestampMs(1), value: 1.0 });
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(engine.append(vec![Arc::new(batch)])).expect("appended");
+    engine.flush().expect("flushed");
+    let tables = |engine: &Engine| {
+        let rocks = fs::read_dir(dir.path().join("rocks")).expect("listed").flatten();
+        let table = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|e| e == "sst");
+        let sizes = rocks.filter(table).map(|entry| entry.metadata().expect("there").len());
+        (engine.store().rocks.tables(), sizes.sum::<u64>())
+    };
+    let before = tables(&engine);
+    let name = saturn_model::Matcher::new("n", saturn_model::MatchOp::NotEqual, "60").expect("valid");
+    engine.delete_series(&Selection { matchers: vec![name], ..everything() }).expect("deleted");
+    assert_eq!(times(&engine), [1]);
+    assert_eq!(tables(&engine).0, before.0);
+    engine.clean_tombstones().expect("cleaned");
+    assert_eq!(times(&engine), [1]);
+    assert!(tables(&engine).1 * 10 < before.1, "{before:?} {:?}", tables(&engine));
+    assert_eq!(engine.store().rocks.load_meta().expect("read").tombstones, []);
+    let theirs =
+        engine.select(ShardId(2), &Selection { tenant: other, ..everything() }, 9).expect("selected");
+    assert_eq!(theirs[0].timestamps, [1]);
+    engine.clean_tombstones().expect("there is nothing to clean");
 }

@@ -11,6 +11,7 @@ use super::record::{MARK_BYTES, Plan};
 use super::{AppendRecord, HEADER_BYTES, Wal, WalOptions, replay, segment_path};
 use crate::error::StorageError;
 use crate::metrics::Metrics;
+use crate::steps::StepHook;
 
 fn options(dir: &Path) -> WalOptions {
     WalOptions {
@@ -19,6 +20,7 @@ fn options(dir: &Path) -> WalOptions {
         segment_bytes: 1 << 20,
         group_bytes_max: 1 << 20,
         queue_bytes_max: 1 << 20,
+        steps: StepHook::default(),
     }
 }
 

@@ -22,6 +22,7 @@ use super::record::encode_mark;
 use super::{HEADER_BYTES, Header, Replayed, create_segment, segment_path, sync_dir};
 use crate::error::StorageError;
 use crate::metrics::Metrics;
+use crate::steps::StepHook;
 
 /// How often the durable position is noted.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
@@ -37,6 +38,7 @@ pub(crate) struct WalOptions {
     pub(crate) segment_bytes: u64,
     pub(crate) group_bytes_max: usize,
     pub(crate) queue_bytes_max: usize,
+    pub(crate) steps: StepHook,
 }
 
 /// The log's front: everything here is cheap, but for [`Wal::rotate`] and [`Wal::close`].
@@ -148,6 +150,7 @@ impl Wal {
             let path = segment_path(dir, number);
             fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
             self.shared.sizes.lock().remove(&number);
+            self.shared.options.steps.pass("wal: segment removed")?;
         }
         sync_dir(dir).map_err(|e| StorageError::io("sync", dir, e))
     }
@@ -435,6 +438,7 @@ impl Writer {
             self.buffer.extend_from_slice(record);
         }
         self.file.write_all(&self.buffer)?;
+        self.shared.options.steps.reach("wal: group written")?;
         let started = Instant::now();
         self.sync()?;
         let metrics = &self.shared.metrics;
@@ -481,6 +485,7 @@ impl Writer {
         let salt = RandomState::new().hash_one(number);
         let header = Header { number, salt, previous_end: self.offset };
         self.file = create_segment(&self.shared.options.dir, header)?;
+        self.shared.options.steps.reach("wal: segment created")?;
         (self.number, self.salt) = (number, salt);
         self.offset = HEADER_BYTES as u64;
         self.idle = Idle::Marked;
