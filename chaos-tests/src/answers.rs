@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::Answer;
 
@@ -71,12 +71,11 @@ fn compare_series(expected: &[Value], actual: &[Value], order: Order) -> Result<
     Ok(())
 }
 
-/// The points of a series of a vector or matrix.
-fn points(series: &Value) -> &[Value] {
-    match series.get("values") {
-        Some(values) => values.as_array().map_or(&[], Vec::as_slice),
-        None => std::slice::from_ref(&series["value"]),
-    }
+/// The points of a series of a vector or matrix, floats before native histograms.
+fn points(series: &Value) -> Vec<&Value> {
+    let many = ["values", "histograms"].iter().filter_map(|key| series[key].as_array()).flatten();
+    let single = ["value", "histogram"].iter().filter_map(|key| series.get(key));
+    many.chain(single).collect()
 }
 
 /// The labels of a series in one order.
@@ -88,8 +87,30 @@ fn label_text(series: &Value) -> String {
 
 fn compare_points(expected: &Value, actual: &Value) -> Result<()> {
     ensure!(timestamp_ms(expected)? == timestamp_ms(actual)?, "want the time of {expected}, got {actual}");
+    if let Some(expected) = expected[1].as_object() {
+        let actual = actual[1].as_object().with_context(|| format!("no native histogram: {actual}"))?;
+        return compare_histograms(expected, actual);
+    }
     let (wanted, got) = (value(expected)?, value(actual)?);
     ensure!(is_near(wanted, got), "want {wanted}, got {got} at {}", expected[0]);
+    Ok(())
+}
+
+fn compare_histograms(expected: &Map<String, Value>, actual: &Map<String, Value>) -> Result<()> {
+    let numbers = |histogram: &Map<String, Value>| -> Result<Vec<f64>> {
+        let figures = ["count", "sum"].iter().filter_map(|key| histogram.get(*key));
+        let buckets = histogram.get("buckets").and_then(Value::as_array).into_iter().flatten();
+        let fields = figures.chain(buckets.filter_map(Value::as_array).flatten());
+        let number = |field: &Value| match field.as_str() {
+            Some(text) => text.parse().with_context(|| text.to_owned()),
+            None => field.as_f64().with_context(|| format!("no number: {field}")),
+        };
+        fields.map(number).collect()
+    };
+    let (wanted, got) = (numbers(expected)?, numbers(actual)?);
+    let near =
+        wanted.len() == got.len() && wanted.iter().zip(&got).all(|(wanted, got)| is_near(*wanted, *got));
+    ensure!(near, "want {expected:?}, got {actual:?}");
     Ok(())
 }
 

@@ -58,6 +58,103 @@ pub fn put_series(request: &mut Vec<u8>, labels: &[u8], samples: &[(i64, f64)]) 
     put_bytes(request, 1, &message);
 }
 
+/// A native histogram with positive buckets, of whole numbers or of doubles.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NativeHistogram {
+    /// Milliseconds.
+    pub timestamp_ms: i64,
+    /// Resolution, or -53 for custom bounds.
+    pub schema: i64,
+    /// Whether the counts are sent as whole numbers.
+    pub whole: bool,
+    /// All observations.
+    pub count: f64,
+    /// Observations in the zero bucket.
+    pub zero_count: f64,
+    /// Sum of the observations.
+    pub sum: f64,
+    /// Index of the first bucket.
+    pub first_index: i64,
+    /// Observations of the buckets, one after the other.
+    pub buckets: Vec<f64>,
+    /// Upper bounds of custom buckets.
+    pub bounds: Vec<f64>,
+    /// 0 unknown, 1 yes, 2 no, 3 gauge.
+    pub reset_hint: u64,
+}
+
+/// Appends a series of floats and native histograms to a request.
+pub fn put_histograms(
+    request: &mut Vec<u8>,
+    labels: &[(&str, &str)],
+    samples: &[(i64, f64)],
+    histograms: &[NativeHistogram],
+) {
+    let mut series = Vec::new();
+    let labels: Vec<(String, String)> =
+        labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    put_series(&mut series, &encode_labels(&labels), samples);
+    // Field number and length go: they come again, with the histograms.
+    let mut message = series[1..].to_vec();
+    while message.remove(0) >= 0x80 {}
+    for histogram in histograms {
+        put_bytes(&mut message, 4, &encode_histogram(histogram));
+    }
+    put_bytes(request, 1, &message);
+}
+
+fn encode_histogram(histogram: &NativeHistogram) -> Vec<u8> {
+    let mut message = Vec::new();
+    let double = |message: &mut Vec<u8>, field: u8, value: f64| {
+        message.push(field << 3 | 1);
+        message.extend_from_slice(&value.to_bits().to_le_bytes());
+    };
+    let zigzag = |value: i64| ((value << 1) ^ (value >> 63)).cast_unsigned();
+    if histogram.whole {
+        for (field, count) in [(1, histogram.count), (6, histogram.zero_count)] {
+            message.push(field << 3);
+            put_varint(&mut message, count as u64);
+        }
+    } else {
+        double(&mut message, 2, histogram.count);
+        double(&mut message, 7, histogram.zero_count);
+    }
+    double(&mut message, 3, histogram.sum);
+    message.push(4 << 3);
+    put_varint(&mut message, zigzag(histogram.schema));
+    if !histogram.buckets.is_empty() {
+        let mut span = vec![1 << 3];
+        put_varint(&mut span, zigzag(histogram.first_index));
+        span.push(2 << 3);
+        put_varint(&mut span, histogram.buckets.len() as u64);
+        put_bytes(&mut message, 11, &span);
+        let mut packed = Vec::new();
+        let mut last = 0;
+        for count in &histogram.buckets {
+            if histogram.whole {
+                put_varint(&mut packed, zigzag(*count as i64 - last));
+                last = *count as i64;
+            } else {
+                packed.extend_from_slice(&count.to_bits().to_le_bytes());
+            }
+        }
+        put_bytes(&mut message, if histogram.whole { 12 } else { 13 }, &packed);
+    }
+    message.push(14 << 3);
+    put_varint(&mut message, histogram.reset_hint);
+    message.push(15 << 3);
+    put_varint(&mut message, histogram.timestamp_ms.cast_unsigned());
+    if !histogram.bounds.is_empty() {
+        let bounds: Vec<u8> =
+            histogram.bounds.iter().flat_map(|bound| bound.to_bits().to_le_bytes()).collect();
+        // The tag of field 16 has two bytes.
+        message.extend_from_slice(&[0x82, 0x01]);
+        put_varint(&mut message, bounds.len() as u64);
+        message.extend_from_slice(&bounds);
+    }
+    message
+}
+
 /// Compresses a request as remote-write wants it: snappy's block format.
 pub fn compress(request: &[u8]) -> Vec<u8> {
     snap::raw::Encoder::new().compress_vec(request).expect("requests of tests are far below 4 GiB")

@@ -4,7 +4,9 @@
 //! Labels are not part of the usual batch: a replica that does not know a fingerprint says so, and gets
 //! the labels of just those series (`docs/data-format.md`, "append batch").
 
-use crate::{Fingerprint, Labels, Sample, ShardId, TenantId, TimestampMs};
+use std::sync::Arc;
+
+use crate::{Fingerprint, Histogram, Labels, Sample, ShardId, TenantId, TimestampMs};
 
 /// Samples of one tenant and one shard. `sample_counts` says how many of the concatenated samples belong to
 /// each series; within a series samples may come in any order.
@@ -22,9 +24,67 @@ pub struct ShardBatch {
     pub timestamps: Vec<i64>,
     /// All samples' values, parallel to `timestamps`.
     pub values: Vec<f64>,
+    /// The samples that are native histograms.
+    pub histograms: BatchHistograms,
     /// Labels of series that the receiver is not expected to know: (index of the series, labels),
     /// ascending by index.
     pub labels: Vec<(u32, Labels)>,
+}
+
+/// The native histograms of a batch, in columns of their own, as few series have any.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BatchHistograms {
+    /// Index of each series that has histograms, ascending, and how many of the concatenated ones are its own.
+    pub series: Vec<(u32, u32)>,
+    /// All histograms' times in milliseconds, series after series; within a series in any order.
+    pub timestamps: Vec<i64>,
+    /// Parallel to `timestamps`.
+    pub values: Vec<Arc<Histogram>>,
+}
+
+impl BatchHistograms {
+    /// Adds a histogram of the series at `index`, which is not below any that was added to before.
+    pub fn push(&mut self, index: u32, timestamp: TimestampMs, histogram: Arc<Histogram>) {
+        match self.series.last_mut() {
+            Some((last, count)) if *last == index => *count += 1,
+            _ => self.series.push((index, 1)),
+        }
+        self.timestamps.push(timestamp.0);
+        self.values.push(histogram);
+    }
+
+    /// The series that have histograms, in order: index, times, histograms.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &[i64], &[Arc<Histogram>])> {
+        let mut at = 0;
+        self.series.iter().map(move |(index, count)| {
+            let range = at..at + *count as usize;
+            at = range.end;
+            (*index, &self.timestamps[range.clone()], &self.values[range])
+        })
+    }
+
+    /// How many histograms there are.
+    pub fn len(&self) -> usize {
+        self.timestamps.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.timestamps.is_empty()
+    }
+
+    /// Roughly how many bytes they take.
+    pub fn size_bytes(&self) -> usize {
+        self.values.iter().map(|histogram| histogram.size_bytes()).sum()
+    }
+
+    fn is_consistent(&self, series: usize) -> bool {
+        let counted: u64 = self.series.iter().map(|(_, count)| u64::from(*count)).sum();
+        self.values.len() == self.timestamps.len()
+            && counted == self.timestamps.len() as u64
+            && self.series.last().is_none_or(|(index, _)| (*index as usize) < series)
+            && self.series.is_sorted_by(|a, b| a.0 < b.0)
+    }
 }
 
 impl ShardBatch {
@@ -37,6 +97,7 @@ impl ShardBatch {
             sample_counts: Vec::new(),
             timestamps: Vec::new(),
             values: Vec::new(),
+            histograms: BatchHistograms::default(),
             labels: Vec::new(),
         }
     }
@@ -58,17 +119,27 @@ impl ShardBatch {
         self.values.push(sample.value);
     }
 
+    /// Adds a native histogram to the series started last.
+    ///
+    /// # Panics
+    /// If no series was started.
+    pub fn push_histogram(&mut self, timestamp: TimestampMs, histogram: Arc<Histogram>) {
+        let last = self.series_count().checked_sub(1).expect("a series was started before its samples");
+        let last = u32::try_from(last).expect("a batch has fewer than 2^32 series");
+        self.histograms.push(last, timestamp, histogram);
+    }
+
     /// How many series the batch holds.
     pub fn series_count(&self) -> usize {
         self.fingerprints.len()
     }
 
-    /// How many samples the batch holds.
+    /// How many samples the batch holds, of both kinds.
     pub fn sample_count(&self) -> usize {
-        self.timestamps.len()
+        self.timestamps.len() + self.histograms.len()
     }
 
-    /// The series in order: index, fingerprint, times, values.
+    /// The series in order: index, fingerprint, times and values of the floats.
     pub fn series(&self) -> impl Iterator<Item = (usize, Fingerprint, &[i64], &[f64])> {
         let mut at = 0;
         self.fingerprints.iter().zip(&self.sample_counts).enumerate().map(
@@ -84,6 +155,7 @@ impl ShardBatch {
     pub fn subset_with_labels(&self, indexes: &[u32], mut labels_of: impl FnMut(u32) -> Labels) -> Self {
         let mut subset = Self::new(self.tenant.clone(), self.shard);
         let mut wanted = indexes.iter().copied().peekable();
+        let mut histograms = self.histograms.iter().peekable();
         for (index, fingerprint, timestamps, values) in self.series() {
             let Some(next) = wanted.next_if(|next| *next as usize == index) else {
                 continue;
@@ -94,6 +166,12 @@ impl ShardBatch {
                 subset.push_sample(Sample { timestamp: TimestampMs(*timestamp), value: *value });
             }
             let position = u32::try_from(position).expect("a batch has fewer than 2^32 series");
+            while histograms.next_if(|(index, ..)| *index < next).is_some() {}
+            if let Some((_, timestamps, values)) = histograms.next_if(|(index, ..)| *index == next) {
+                for (timestamp, value) in timestamps.iter().zip(values) {
+                    subset.push_histogram(TimestampMs(*timestamp), Arc::clone(value));
+                }
+            }
             subset.labels.push((position, labels_of(next)));
         }
         subset
@@ -106,6 +184,7 @@ impl ShardBatch {
         self.sample_counts.len() == series
             && self.values.len() == self.timestamps.len()
             && counted == self.timestamps.len() as u64
+            && self.histograms.is_consistent(series)
             && self.labels.iter().all(|(index, _)| (*index as usize) < series)
             && self.labels.windows(2).all(|pair| pair[0].0 < pair[1].0)
     }
@@ -127,6 +206,10 @@ mod tests {
             for i in 0..series {
                 batch.push_sample(sample(i64::from(i), f64::from(series)));
             }
+            if series % 3 == 0 {
+                let histogram = Histogram { count: f64::from(series), ..Histogram::default() };
+                batch.push_histogram(TimestampMs(9), histogram.into());
+            }
         }
         assert!(batch.is_consistent());
         let labels = |i: u32| Labels::from_pairs([("i", i.to_string().as_str())]).expect("valid");
@@ -135,6 +218,9 @@ mod tests {
         assert_eq!(subset.fingerprints, [Fingerprint(1), Fingerprint(3)]);
         assert_eq!(subset.sample_counts, [1, 3]);
         assert_eq!(subset.values, [1.0, 3.0, 3.0, 3.0]);
+        assert_eq!(subset.histograms.series, [(1, 1)]);
+        assert_eq!(subset.histograms.values[0].count, 3.0);
+        assert_eq!((batch.sample_count(), subset.sample_count()), (8, 5));
         assert_eq!(subset.labels, [(0, labels(1)), (1, labels(3))]);
     }
 }

@@ -3,8 +3,18 @@
 //! The layout is that of Prometheus's `model/histogram` (float histograms): counts are absolute, and runs of
 //! buckets are described by [`Span`]s. What can be computed with histograms lives in `promql`, as storing and
 //! moving them needs none of it.
+//!
+//! Histograms of whole numbers and of floats have one type: a count is a double, and whole numbers up to 2^53
+//! are exact in it. `check.rs`: what a sender may send; `bytes.rs`: one histogram as bytes.
+
+mod bytes;
+mod check;
+#[cfg(test)]
+pub(crate) mod random;
 
 use std::sync::Arc;
+
+pub use check::{BUCKETS_MAX, CountKind, InvalidHistogram};
 
 use crate::is_stale_nan;
 
@@ -49,7 +59,7 @@ pub enum CounterResetHint {
 }
 
 /// Consecutive buckets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Span {
     /// Distance to the end of the span before; of the first span, the index of its first bucket.
     pub offset: i32,

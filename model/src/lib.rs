@@ -22,12 +22,17 @@ mod sample;
 mod series;
 mod tenant;
 
-pub use batch::ShardBatch;
+pub use batch::{BatchHistograms, ShardBatch};
 pub use fingerprint::{Fingerprint, ShardId};
-pub use histogram::{Buckets, CUSTOM_BUCKETS_SCHEMA, CounterResetHint, Histogram, InvalidBuckets, Span};
+pub use histogram::{
+    BUCKETS_MAX, Buckets, CUSTOM_BUCKETS_SCHEMA, CountKind, CounterResetHint, Histogram, InvalidBuckets,
+    InvalidHistogram, Span,
+};
 pub use labels::{InvalidLabels, Labels, LabelsBuilder, METRIC_NAME, append_label_pair, decode_label_pairs};
 pub use limits::Limits;
 pub use matcher::{MatchOp, Matcher, MatcherError, compile_anchored_regex, translate_re2};
-pub use sample::{STALE_NAN_BITS, Sample, TimestampMs, is_stale_nan, resolve};
-pub use series::{HistogramColumns, Selection, SeriesColumns, merge_columns};
+pub use sample::{
+    STALE_NAN_BITS, Sample, TimestampMs, float_beats_histogram, is_stale_nan, resolve, resolve_histograms,
+};
+pub use series::{HistogramColumns, Selection, SeriesColumns, merge_columns, merge_histograms};
 pub use tenant::{InvalidTenant, TenantId};

@@ -1,6 +1,9 @@
 //! Samples, timestamps and the rule that ends conflicts.
 
 use std::fmt;
+use std::sync::Arc;
+
+use crate::Histogram;
 
 /// The bits of the NaN that marks a series as stale (Prometheus, `model/value`).
 pub const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
@@ -31,9 +34,13 @@ pub fn is_stale_nan(value: f64) -> bool {
 
 /// The value that two replicas agree on when they hold different bits for one series and timestamp.
 ///
-/// A value beats a stale marker; among values the larger by IEEE 754 total order wins. The rule is
-/// commutative, associative and idempotent, so that any order of arrival, flush, merge and repair ends
-/// in the same state, without clocks.
+/// A value beats a stale marker; among values the larger by IEEE 754 total order wins. A native histogram beats
+/// a float, but not if it is a stale marker and the float is none ([`float_beats_histogram`]); among histograms
+/// the greater by [`Histogram::total_cmp`] wins ([`resolve_histograms`]).
+///
+/// So there is one order of all samples: stale floats, stale histograms, floats, histograms. Taking the
+/// greatest is commutative, associative and idempotent: any order of arrival, flush, merge and repair ends in
+/// the same state, without clocks.
 pub fn resolve(a: f64, b: f64) -> f64 {
     match (is_stale_nan(a), is_stale_nan(b)) {
         (true, _) => b,
@@ -41,6 +48,21 @@ pub fn resolve(a: f64, b: f64) -> f64 {
         _ if a.total_cmp(&b).is_ge() => a,
         _ => b,
     }
+}
+
+/// The histogram that wins over the other, by the rule of [`resolve`].
+pub fn resolve_histograms<'a>(a: &'a Arc<Histogram>, b: &'a Arc<Histogram>) -> &'a Arc<Histogram> {
+    match (a.is_stale(), b.is_stale()) {
+        (true, false) => b,
+        (false, true) => a,
+        _ if a.total_cmp(b).is_ge() => a,
+        _ => b,
+    }
+}
+
+/// Whether a float wins over a histogram at the same time, by the rule of [`resolve`].
+pub fn float_beats_histogram(float: f64, histogram: &Histogram) -> bool {
+    histogram.is_stale() && !is_stale_nan(float)
 }
 
 #[cfg(test)]
@@ -59,7 +81,54 @@ mod tests {
         ]
     }
 
+    /// A sample of either kind.
+    #[derive(Clone, Debug)]
+    enum Either {
+        Float(f64),
+        Histogram(Arc<Histogram>),
+    }
+
+    impl Either {
+        fn resolve(&self, other: &Self) -> Self {
+            match (self, other) {
+                (Self::Float(a), Self::Float(b)) => Self::Float(resolve(*a, *b)),
+                (Self::Histogram(a), Self::Histogram(b)) => {
+                    Self::Histogram(Arc::clone(resolve_histograms(a, b)))
+                }
+                (Self::Float(float), Self::Histogram(histogram))
+                | (Self::Histogram(histogram), Self::Float(float)) => {
+                    match float_beats_histogram(*float, histogram) {
+                        true => Self::Float(*float),
+                        false => Self::Histogram(Arc::clone(histogram)),
+                    }
+                }
+            }
+        }
+
+        fn bits(&self) -> (Option<u64>, Option<impl PartialEq + fmt::Debug + use<>>) {
+            match self {
+                Self::Float(float) => (Some(float.to_bits()), None),
+                Self::Histogram(histogram) => (None, Some(crate::histogram::random::bits(histogram))),
+            }
+        }
+    }
+
+    fn either() -> impl Strategy<Value = Either> {
+        let histogram = crate::histogram::random::any_histogram();
+        prop_oneof![
+            value().prop_map(Either::Float),
+            histogram.prop_map(|histogram| Either::Histogram(Arc::new(histogram))),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn resolving_kinds_is_order_free(a in either(), b in either(), c in either()) {
+            prop_assert_eq!(a.resolve(&b).bits(), b.resolve(&a).bits());
+            prop_assert_eq!(a.resolve(&b).resolve(&c).bits(), a.resolve(&b.resolve(&c)).bits());
+            prop_assert_eq!(a.resolve(&a).bits(), a.bits());
+        }
+
         #[test]
         fn resolve_is_order_free(a in value(), b in value(), c in value()) {
             let bits = |v: f64| v.to_bits();

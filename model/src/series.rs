@@ -3,7 +3,9 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use crate::{Histogram, Labels, Matcher, TenantId, TimestampMs, resolve};
+use crate::{
+    Histogram, Labels, Matcher, TenantId, TimestampMs, float_beats_histogram, resolve, resolve_histograms,
+};
 
 /// Which series and which time of one tenant a reader wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,10 +50,25 @@ pub struct HistogramColumns {
 /// Merges two runs of samples (each strictly ascending in time) into one. Where both hold a
 /// time, [`resolve`] picks the value.
 pub fn merge_columns(a: (&[i64], &[f64]), b: (&[i64], &[f64])) -> (Vec<i64>, Vec<f64>) {
-    let ((at, av), (bt, bv)) = (a, b);
-    // The usual cases need no comparison per sample: equal times, or one run after the other.
+    merge_runs(a, b, |a, b| resolve(*a, *b))
+}
+
+/// [`merge_columns`] for native histograms.
+pub fn merge_histograms(
+    a: (&[i64], &[Arc<Histogram>]),
+    b: (&[i64], &[Arc<Histogram>]),
+) -> (Vec<i64>, Vec<Arc<Histogram>>) {
+    merge_runs(a, b, |a, b| Arc::clone(resolve_histograms(a, b)))
+}
+
+fn merge_runs<T: Clone>(
+    (at, av): (&[i64], &[T]),
+    (bt, bv): (&[i64], &[T]),
+    resolve: impl Fn(&T, &T) -> T,
+) -> (Vec<i64>, Vec<T>) {
+    // The usual case needs no comparison of times.
     if at == bt {
-        let values = av.iter().zip(bv).map(|(a, b)| resolve(*a, *b)).collect();
+        let values = av.iter().zip(bv).map(|(a, b)| resolve(a, b)).collect();
         return (at.to_vec(), values);
     }
     let mut timestamps = Vec::with_capacity(at.len().max(bt.len()));
@@ -61,17 +78,17 @@ pub fn merge_columns(a: (&[i64], &[f64]), b: (&[i64], &[f64])) -> (Vec<i64>, Vec
         match at[i].cmp(&bt[j]) {
             Ordering::Less => {
                 timestamps.push(at[i]);
-                values.push(av[i]);
+                values.push(av[i].clone());
                 i += 1;
             }
             Ordering::Greater => {
                 timestamps.push(bt[j]);
-                values.push(bv[j]);
+                values.push(bv[j].clone());
                 j += 1;
             }
             Ordering::Equal => {
                 timestamps.push(at[i]);
-                values.push(resolve(av[i], bv[j]));
+                values.push(resolve(&av[i], &bv[j]));
                 i += 1;
                 j += 1;
             }
@@ -90,6 +107,13 @@ impl HistogramColumns {
         self.timestamps.push(timestamp);
         self.values.push(value);
     }
+
+    /// Adds another run of histograms of the same series, by [`merge_histograms`].
+    fn merge(&mut self, timestamps: &[i64], values: &[Arc<Histogram>]) {
+        debug_assert!(self.start_timestamps.is_empty(), "start timestamps would not be parallel any more");
+        let own = (self.timestamps.as_slice(), self.values.as_slice());
+        (self.timestamps, self.values) = merge_histograms(own, (timestamps, values));
+    }
 }
 
 impl SeriesColumns {
@@ -103,9 +127,26 @@ impl SeriesColumns {
         self.timestamps.len() + self.histograms.timestamps.len()
     }
 
+    /// How many samples these are for limits on samples: a histogram counts as many as fit into its bytes, as
+    /// in Prometheus.
+    pub fn weight(&self) -> usize {
+        let histograms = self.histograms.values.iter().map(|histogram| (histogram.size_bytes() + 8) / 16);
+        self.timestamps.len() + histograms.sum::<usize>()
+    }
+
     /// Whether there is no sample.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Removes all samples, and keeps their room.
+    pub fn clear_samples(&mut self) {
+        self.timestamps.clear();
+        self.values.clear();
+        self.start_timestamps.clear();
+        self.histograms.timestamps.clear();
+        self.histograms.values.clear();
+        self.histograms.start_timestamps.clear();
     }
 
     /// Adds another run of floats of the same series, by [`merge_columns`]. For series as storage has them:
@@ -123,12 +164,61 @@ impl SeriesColumns {
             let own = (self.timestamps.as_slice(), self.values.as_slice());
             (self.timestamps, self.values) = merge_columns(own, (timestamps, values));
         }
+        self.settle();
     }
+
+    /// Adds native histograms of the same series, as [`SeriesColumns::merge`] adds floats.
+    pub fn merge_histograms(&mut self, timestamps: &[i64], values: &[Arc<Histogram>]) {
+        if !timestamps.is_empty() {
+            self.histograms.merge(timestamps, values);
+            self.settle();
+        }
+    }
+
+    /// Where there is a float and a histogram at the same time, removes the one that loses
+    /// ([`float_beats_histogram`]).
+    fn settle(&mut self) {
+        let (floats, histograms) = (&self.timestamps, &self.histograms.timestamps);
+        let (mut i, mut j) = (0, 0);
+        let (mut lost_floats, mut lost_histograms) = (Vec::new(), Vec::new());
+        while i < floats.len() && j < histograms.len() {
+            match floats[i].cmp(&histograms[j]) {
+                Ordering::Less => i += 1,
+                Ordering::Greater => j += 1,
+                Ordering::Equal => {
+                    match float_beats_histogram(self.values[i], &self.histograms.values[j]) {
+                        true => lost_histograms.push(j),
+                        false => lost_floats.push(i),
+                    }
+                    i += 1;
+                    j += 1;
+                }
+            }
+        }
+        remove(&mut self.timestamps, &lost_floats);
+        remove(&mut self.values, &lost_floats);
+        remove(&mut self.histograms.timestamps, &lost_histograms);
+        remove(&mut self.histograms.values, &lost_histograms);
+    }
+}
+
+/// Removes the items at `places`, which ascend.
+fn remove<T>(column: &mut Vec<T>, places: &[usize]) {
+    if places.is_empty() {
+        return;
+    }
+    let (mut at, mut places) = (0, places.iter().peekable());
+    column.retain(|_| {
+        let goes = places.next_if(|place| **place == at).is_some();
+        at += 1;
+        !goes
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::STALE_NAN_BITS;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -161,6 +251,56 @@ mod tests {
             let got: Vec<(i64, u64)> =
                 merged.timestamps.iter().copied().zip(merged.values.iter().map(|v| v.to_bits())).collect();
             prop_assert_eq!(got, model.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    /// Time and value; even values are floats, odd ones histograms, the smallest of both stale markers.
+    fn mixed() -> impl Strategy<Value = Vec<(i64, u8)>> {
+        proptest::collection::vec((0_i64..12, 0_u8..6), 0..9)
+    }
+
+    fn add(columns: &mut SeriesColumns, (time, value): (i64, u8)) {
+        let stale = f64::from_bits(STALE_NAN_BITS);
+        match value {
+            0 => columns.merge(&[time], &[stale]),
+            1 => {
+                let marker = Histogram { sum: stale, ..Histogram::default() };
+                columns.merge_histograms(&[time], &[Arc::new(marker)]);
+            }
+            value if value % 2 == 0 => columns.merge(&[time], &[f64::from(value)]),
+            value => {
+                let histogram = Histogram { count: f64::from(value), ..Histogram::default() };
+                columns.merge_histograms(&[time], &[Arc::new(histogram)]);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn of_two_kinds_one_is_left_per_time(samples in mixed(), cut in any::<prop::sample::Index>()) {
+            // 0 < 1 < 2, 4 < 3, 5: histograms above floats, both above stale markers.
+            let rank = |value: u8| if value < 2 { (0, 0, value) } else { (1, value % 2, value) };
+            let mut model: BTreeMap<i64, u8> = BTreeMap::new();
+            for (time, value) in &samples {
+                let best = model.entry(*time).or_insert(*value);
+                *best = if rank(*best) < rank(*value) { *value } else { *best };
+            }
+            let (first, second) = samples.split_at(cut.index(samples.len() + 1));
+            let (mut merged, mut other) = (SeriesColumns::default(), SeriesColumns::default());
+            first.iter().for_each(|sample| add(&mut merged, *sample));
+            second.iter().for_each(|sample| add(&mut other, *sample));
+            merged.merge(&other.timestamps, &other.values);
+            merged.merge_histograms(&other.histograms.timestamps, &other.histograms.values);
+            let kind_of = |time: &i64| merged.timestamps.contains(time);
+            prop_assert_eq!(merged.len(), model.len());
+            for (time, value) in &model {
+                prop_assert_eq!(kind_of(time), value % 2 == 0, "time {}", time);
+                prop_assert_ne!(kind_of(time), merged.histograms.timestamps.contains(time));
+            }
+            let floats = merged.timestamps.iter().zip(&merged.values);
+            prop_assert!(floats.into_iter().all(|(t, v)| model[t] == 0 || *v == f64::from(model[t])));
+            let histograms = merged.histograms.timestamps.iter().zip(&merged.histograms.values);
+            prop_assert!(histograms.into_iter().all(|(t, h)| model[t] == 1 || h.count == f64::from(model[t])));
         }
     }
 }

@@ -172,6 +172,7 @@ impl FrameWriter {
     pub(crate) fn push(&mut self, series: &SeriesColumns) -> Option<peer::SelectFrame> {
         let message = convert::series_to_message(series);
         self.bytes += message.labels.len() + message.timestamps.len() + message.values.len();
+        self.bytes += message.histogram_timestamps.len() + message.histograms.len();
         self.frame.series.push(message);
         if self.bytes < self.frame_bytes {
             return None;

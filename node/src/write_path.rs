@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use saturn_model::{
-    Fingerprint, Labels, Limits, METRIC_NAME, Sample, ShardBatch, ShardId, TenantId, append_label_pair,
+    Fingerprint, InvalidHistogram, Labels, Limits, METRIC_NAME, ShardBatch, ShardId, TenantId, TimestampMs,
+    append_label_pair,
 };
 use saturn_proto::remote_write::{TimeSeries, walk_request};
 use saturn_proto::{WireError, snappy};
@@ -130,8 +131,8 @@ impl<'a> Splitter<'a> {
                 Ok(()) => self.admit(series, &labels),
                 Err(reason) => {
                     let mut samples = 0;
-                    series.walk_samples(|_| samples += 1)?;
-                    self.reject(&labels, samples, &reason);
+                    let contents = series.walk_samples(|_| samples += 1)?;
+                    self.reject(&labels, samples + contents.histograms, &reason);
                     Ok(())
                 }
             }
@@ -156,12 +157,13 @@ impl<'a> Splitter<'a> {
 
         let series_index = u32::try_from(self.ranges.len()).expect("a request is limited to under 4 GiB");
         let (batch, members) = &mut self.writes[write];
-        let mut out_of_range: Option<(Sample, usize)> = None;
+        let mut out_of_range: Option<(TimestampMs, usize)> = None;
+        let mut invalid: Option<(InvalidHistogram, usize)> = None;
         let mut started = false;
         let range = 0..=self.timestamp_max;
         let contents = series.walk_samples(|sample| {
             if !range.contains(&sample.timestamp.0) {
-                out_of_range.get_or_insert((sample, 0)).1 += 1;
+                out_of_range.get_or_insert((sample.timestamp, 0)).1 += 1;
                 return;
             }
             if !started {
@@ -172,19 +174,41 @@ impl<'a> Splitter<'a> {
             batch.push_sample(sample);
             self.written.samples += 1;
         })?;
+        if contents.histograms > 0 {
+            series.walk_histograms(|timestamp, histogram| {
+                let histogram = match histogram {
+                    Ok(_) if !range.contains(&timestamp.0) => {
+                        out_of_range.get_or_insert((timestamp, 0)).1 += 1;
+                        return;
+                    }
+                    Ok(histogram) => histogram,
+                    Err(reason) => {
+                        invalid.get_or_insert((reason, 0)).1 += 1;
+                        return;
+                    }
+                };
+                if !started {
+                    started = true;
+                    batch.push_series(fingerprint);
+                    members.push(series_index);
+                }
+                batch.push_histogram(timestamp, Arc::new(histogram));
+                self.written.samples += 1;
+            })?;
+        }
         if started {
             self.ranges.push(series.range());
         }
         self.written.ignored += contents.exemplars;
-        if let Some((sample, samples)) = out_of_range {
+        if let Some((timestamp, samples)) = out_of_range {
             let reason = format!(
-                "timestamp {} is out of range: want 0 to {} (now + future_max)",
-                sample.timestamp, self.timestamp_max
+                "timestamp {timestamp} is out of range: want 0 to {} (now + future_max)",
+                self.timestamp_max
             );
             self.reject(labels, samples, &reason);
         }
-        if contents.histograms > 0 {
-            self.reject(labels, contents.histograms, "native histograms are not supported");
+        if let Some((reason, samples)) = invalid {
+            self.reject(labels, samples, &reason.to_string());
         }
         Ok(())
     }
@@ -274,7 +298,7 @@ impl Rejects {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use saturn_model::TimestampMs;
+    use saturn_model::Sample;
     use saturn_proto::remote_write::put_time_series;
 
     const NOW: i64 = 1_700_000_000_000;

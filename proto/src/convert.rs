@@ -2,10 +2,12 @@
 //!
 //! Everything that comes from another node is checked here once; inside, it is trusted.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use saturn_model::{
-    Fingerprint, Labels, MatchOp, Matcher, Selection, SeriesColumns, ShardBatch, ShardId, TenantId,
-    TimestampMs,
+    BatchHistograms, Fingerprint, Histogram, HistogramColumns, Labels, MatchOp, Matcher, Selection,
+    SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
 };
 
 use crate::varint::{put_varint, take_varint, unzigzag, zigzag};
@@ -36,6 +38,9 @@ pub fn batch_to_message(batch: &ShardBatch, epoch: u64) -> peer::AppendBatch {
         timestamps: timestamps_to_bytes(&batch.timestamps),
         values: values_to_bytes(&batch.values),
         labels: labels.collect(),
+        histogram_series: histogram_series_to_bytes(&batch.histograms.series),
+        histogram_timestamps: timestamps_to_bytes(&batch.histograms.timestamps),
+        histograms: histograms_to_bytes(&batch.histograms.values),
     }
 }
 
@@ -58,6 +63,11 @@ pub fn batch_from_message(message: &peer::AppendBatch) -> Result<ShardBatch, Wir
         sample_counts,
         timestamps: timestamps_from_bytes(&message.timestamps)?,
         values: values_from_bytes(&message.values)?,
+        histograms: BatchHistograms {
+            series: histogram_series_from_bytes(&message.histogram_series)?,
+            timestamps: timestamps_from_bytes(&message.histogram_timestamps)?,
+            values: histograms_from_bytes(&message.histograms)?,
+        },
         labels: label_sets.collect::<Result<_, WireError>>()?,
     };
     if batch.is_consistent() {
@@ -113,18 +123,30 @@ pub fn series_to_message(series: &SeriesColumns) -> peer::Series {
         labels: series.labels.as_encoded().to_owned(),
         timestamps: timestamps_to_bytes(&series.timestamps),
         values: values_to_bytes(&series.values),
+        histogram_timestamps: timestamps_to_bytes(&series.histograms.timestamps),
+        histograms: histograms_to_bytes(&series.histograms.values),
     }
 }
 
 /// Checks a received series: columns of equal length, times strictly ascending.
 pub fn series_from_message(message: &peer::Series) -> Result<SeriesColumns, WireError> {
-    let series = SeriesColumns::floats(
+    let mut series = SeriesColumns::floats(
         labels_from_text(&message.labels)?,
         timestamps_from_bytes(&message.timestamps)?,
         values_from_bytes(&message.values)?,
     );
-    let ascending = series.timestamps.is_sorted_by(|a, b| a < b);
-    if ascending && series.timestamps.len() == series.values.len() {
+    let histograms = HistogramColumns {
+        timestamps: timestamps_from_bytes(&message.histogram_timestamps)?,
+        values: histograms_from_bytes(&message.histograms)?,
+        start_timestamps: Vec::new(),
+    };
+    let ascending = |timestamps: &[i64], values: usize| {
+        timestamps.len() == values && timestamps.is_sorted_by(|a, b| a < b)
+    };
+    if ascending(&series.timestamps, series.values.len())
+        && ascending(&histograms.timestamps, histograms.values.len())
+    {
+        series.merge_histograms(&histograms.timestamps, &histograms.values);
         Ok(series)
     } else {
         Err(WireError::Invalid("columns of a series do not fit each other".into()))
@@ -179,6 +201,42 @@ fn counts_from_bytes(bytes: &[u8]) -> Result<Vec<u32>, WireError> {
     Ok(counts)
 }
 
+fn histogram_series_to_bytes(series: &[(u32, u32)]) -> Bytes {
+    let mut bytes = Vec::new();
+    for (index, count) in series {
+        put_varint(&mut bytes, u64::from(*index));
+        put_varint(&mut bytes, u64::from(*count));
+    }
+    bytes.into()
+}
+
+fn histogram_series_from_bytes(bytes: &[u8]) -> Result<Vec<(u32, u32)>, WireError> {
+    let numbers = counts_from_bytes(bytes)?;
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(WireError::Invalid("a series of histograms without their number".into()));
+    }
+    Ok(pairs.iter().map(|[index, count]| (*index, *count)).collect())
+}
+
+fn histograms_to_bytes(histograms: &[Arc<Histogram>]) -> Bytes {
+    let mut bytes = Vec::new();
+    histograms.iter().for_each(|histogram| histogram.append_bytes(&mut bytes));
+    bytes.into()
+}
+
+fn histograms_from_bytes(bytes: &[u8]) -> Result<Vec<Arc<Histogram>>, WireError> {
+    let mut histograms = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let at = bytes.len() - rest.len();
+        let histogram = Histogram::take_bytes(&mut rest);
+        let histogram = histogram.ok_or(WireError::Malformed { what: "broken native histogram", at })?;
+        histograms.push(Arc::new(histogram));
+    }
+    Ok(histograms)
+}
+
 fn values_to_bytes(values: &[f64]) -> Bytes {
     let mut bytes = Vec::with_capacity(values.len() * 8);
     for value in values {
@@ -212,6 +270,11 @@ mod tests {
                     let timestamp = TimestampMs(timestamp);
                     batch.push_sample(Sample { timestamp, value: f64::from_bits(bits) });
                 }
+                if index % 3 == 1 {
+                    let histogram = Histogram { count: f64::from(index), sum: -0.0, ..Histogram::default() };
+                    let histogram = Arc::new(histogram);
+                    (0..2).for_each(|time| batch.push_histogram(TimestampMs(time), Arc::clone(&histogram)));
+                }
                 if let Some(value) = label {
                     let labels = Labels::from_pairs([("a", value.as_str())]).expect("valid");
                     batch.labels.push((index, labels));
@@ -231,17 +294,21 @@ mod tests {
             prop_assert_eq!(back.fingerprints, batch.fingerprints);
             prop_assert_eq!(back.sample_counts, batch.sample_counts);
             prop_assert_eq!(back.labels, batch.labels);
+            prop_assert_eq!(&back.histograms, &batch.histograms);
         }
 
         #[test]
         fn damaged_columns_are_refused_or_consistent(
-            batch in any_batch(), column in 0..4, cut in 0_usize..9,
+            batch in any_batch(), column in 0..7, cut in 0_usize..9,
         ) {
             let mut message = batch_to_message(&batch, 7);
             let field = match column {
                 0 => &mut message.fingerprints,
                 1 => &mut message.sample_counts,
                 2 => &mut message.timestamps,
+                3 => &mut message.histogram_series,
+                4 => &mut message.histogram_timestamps,
+                5 => &mut message.histograms,
                 _ => &mut message.values,
             };
             field.truncate(field.len().saturating_sub(cut));
@@ -259,5 +326,15 @@ mod tests {
         };
         assert!(series_from_message(&series_to_message(&series(vec![-5, 1, 2]))).is_ok());
         assert!(series_from_message(&series_to_message(&series(vec![1, 1]))).is_err());
+
+        let mut mixed = series(vec![1, 3]);
+        mixed.merge_histograms(&[2, 4], &[Arc::new(Histogram::default()), Arc::new(Histogram::default())]);
+        let message = series_to_message(&mixed);
+        let back = series_from_message(&message).expect("valid");
+        assert_eq!((back.timestamps, back.histograms.timestamps), (vec![1, 3], vec![2, 4]));
+        let twice = peer::Series { histogram_timestamps: timestamps_to_bytes(&[2, 2]), ..message.clone() };
+        assert!(series_from_message(&twice).is_err());
+        let fewer = peer::Series { histogram_timestamps: timestamps_to_bytes(&[2]), ..message };
+        assert!(series_from_message(&fewer).is_err());
     }
 }

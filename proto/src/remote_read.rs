@@ -6,6 +6,9 @@
 use prost::Message;
 use saturn_model::{Labels, MatchOp, Matcher, MatcherError};
 
+use crate::histogram::PbHistogram;
+pub use crate::histogram_chunks::histogram_chunks;
+
 /// Samples of one XOR chunk, as in Prometheus's blocks.
 const CHUNK_SAMPLES_MAX: usize = 120;
 /// `Chunk.Encoding.XOR`.
@@ -77,6 +80,9 @@ pub struct TimeSeries {
     /// Ascending in time.
     #[prost(message, repeated, tag = "2")]
     pub samples: Vec<PbSample>,
+    /// Ascending in time.
+    #[prost(message, repeated, tag = "4")]
+    pub histograms: Vec<PbHistogram>,
 }
 
 /// `prometheus.Label`
@@ -132,7 +138,7 @@ pub struct Chunk {
     /// Time of the last sample.
     #[prost(int64, tag = "2")]
     pub max_time_ms: i64,
-    /// 1: XOR.
+    /// 1: XOR, 3: float histograms.
     #[prost(int32, tag = "3")]
     pub encoding: i32,
     /// The chunk's bytes.
@@ -182,14 +188,14 @@ pub fn xor_chunks(timestamps: &[i64], values: &[f64]) -> Vec<Chunk> {
 
 /// Bits, most significant first.
 #[derive(Default)]
-struct BitStream {
-    bytes: Vec<u8>,
+pub(crate) struct BitStream {
+    pub(crate) bytes: Vec<u8>,
     /// Bits still free in the last byte.
-    free: u32,
+    pub(crate) free: u32,
 }
 
 impl BitStream {
-    fn put(&mut self, value: u64, bits: u32) {
+    pub(crate) fn put(&mut self, value: u64, bits: u32) {
         for shift in (0..bits).rev() {
             if self.free == 0 {
                 self.bytes.push(0);
@@ -244,7 +250,7 @@ fn put_delta_of_delta(stream: &mut BitStream, dod: i64) {
 }
 
 /// `window`: leading and trailing zeros of the last explicitly sized value.
-fn put_xor(stream: &mut BitStream, xor: u64, window: &mut Option<(u32, u32)>) {
+pub(crate) fn put_xor(stream: &mut BitStream, xor: u64, window: &mut Option<(u32, u32)>) {
     if xor == 0 {
         return stream.put(0, 1);
     }

@@ -6,9 +6,11 @@
 //!
 //! Field numbers: Prometheus Remote-Write specification 1.0, "Protobuf messages".
 
-use saturn_model::{Sample, TimestampMs};
+use prost::Message as _;
+use saturn_model::{Histogram, InvalidHistogram, Sample, TimestampMs};
 
 use crate::WireError;
+use crate::histogram::PbHistogram;
 use crate::varint::{put_varint, take_varint};
 
 const WIRE_VARINT: u64 = 0;
@@ -186,6 +188,25 @@ impl<'a> TimeSeries<'a> {
             }
         }
         Ok(contents)
+    }
+}
+
+impl TimeSeries<'_> {
+    /// Calls `visit` with each native histogram, or with what is wrong with it.
+    pub fn walk_histograms(
+        &self,
+        mut visit: impl FnMut(TimestampMs, Result<Histogram, InvalidHistogram>),
+    ) -> Result<(), WireError> {
+        let mut fields = Fields::new(self.bytes, self.offset);
+        while let Some(field) = fields.next()? {
+            if let Field::Bytes(4, bytes) = field {
+                let at = fields.offset_of(bytes);
+                let message = PbHistogram::decode(bytes)
+                    .map_err(|_| WireError::Malformed { what: "broken native histogram", at })?;
+                visit(TimestampMs(message.timestamp), message.to_model());
+            }
+        }
+        Ok(())
     }
 }
 

@@ -365,7 +365,7 @@ impl<S: SeriesSource> Frontend<S> {
                 FetchError::TooLarge(text) => QueryError::Execution(text),
                 FetchError::Unavailable(text) => QueryError::Unavailable(text),
             })?;
-            samples += fetched.series.iter().map(SeriesColumns::len).sum::<usize>();
+            samples += fetched.series.iter().map(SeriesColumns::weight).sum::<usize>();
             missing.extend(fetched.missing);
             prefetched.push((request.clone(), fetched.series.into()));
         }

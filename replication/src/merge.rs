@@ -16,7 +16,11 @@ pub(crate) fn merge_series(answers: Vec<Vec<SeriesColumns>>) -> Vec<SeriesColumn
     let mut place_of: HashMap<Labels, usize> = HashMap::with_capacity(merged.capacity());
     for series in answers.into_iter().flatten() {
         match place_of.entry(series.labels.clone()) {
-            Entry::Occupied(place) => merged[*place.get()].merge(&series.timestamps, &series.values),
+            Entry::Occupied(place) => {
+                let place = &mut merged[*place.get()];
+                place.merge(&series.timestamps, &series.values);
+                place.merge_histograms(&series.histograms.timestamps, &series.histograms.values);
+            }
             Entry::Vacant(place) => {
                 place.insert(merged.len());
                 merged.push(series);

@@ -294,5 +294,5 @@ impl<P: Peers> Shared<P> {
 
 /// About how much memory a batch takes.
 fn batch_bytes(batch: &ShardBatch) -> usize {
-    batch.sample_count() * 16 + batch.series_count() * 20
+    batch.sample_count() * 16 + batch.histograms.size_bytes() + batch.series_count() * 20
 }

@@ -1,11 +1,11 @@
 //! Digests: what two replicas compare to find where their samples differ.
 //!
 //! A digest covers one shard and window: 256 buckets of series, each the wrapping sum of one hash per
-//! sample over fingerprint, time and bits of the value. It is taken over merged and visible samples, from
+//! sample over fingerprint, time and bits of the value (of a native histogram: a hash of its bytes). It is taken over merged and visible samples, from
 //! memory and disk, so it depends on neither order, chunking, codec, nor on what was flushed or merged.
 //! The sum finds accidents, not adversaries.
 
-use saturn_model::{Fingerprint, SeriesColumns, ShardId};
+use saturn_model::{Fingerprint, Histogram, SeriesColumns, ShardId};
 
 use crate::engine::Store;
 use crate::error::StorageError;
@@ -38,6 +38,10 @@ pub(crate) fn digest(store: &Store, shard: ShardId, window: Window) -> Result<[u
         for (timestamp, value) in columns.timestamps.iter().zip(&columns.values) {
             *bucket = bucket.wrapping_add(hash(fingerprint, *timestamp, value.to_bits()));
         }
+        let histograms = &columns.histograms;
+        for (timestamp, histogram) in histograms.timestamps.iter().zip(&histograms.values) {
+            *bucket = bucket.wrapping_add(hash(fingerprint, *timestamp, histogram_bits(histogram)));
+        }
     }
     Ok(buckets)
 }
@@ -52,6 +56,17 @@ pub(crate) fn hash(fingerprint: Fingerprint, timestamp: i64, bits: u64) -> u64 {
     let [low, high] = halves(fingerprint);
     let series = mix(low ^ mix(high));
     mix(mix(series ^ timestamp.cast_unsigned()).wrapping_add(bits))
+}
+
+/// What stands for the bits of a value: the histogram's bytes (`Histogram::append_bytes`), eight by eight, the
+/// last ones filled up with zeros, each mixed into what came before. Starts from the number of bytes.
+pub(crate) fn histogram_bits(histogram: &Histogram) -> u64 {
+    let mut bytes = Vec::new();
+    histogram.append_bytes(&mut bytes);
+    let len = bytes.len() as u64;
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    let (words, _) = bytes.as_chunks::<8>();
+    words.iter().fold(mix(len), |sum, word| mix(sum ^ u64::from_le_bytes(*word)))
 }
 
 fn halves(fingerprint: Fingerprint) -> [u64; 2] {
@@ -85,5 +100,14 @@ mod tests {
         assert_eq!(bucket_of(Fingerprint(0xab << 120)), 0xab);
     }
 
+    #[test]
+    fn histograms_hash_by_all_their_bits() {
+        let histogram = Histogram { count: 3.0, zero_count: 3.0, sum: 1.5, ..Histogram::default() };
+        let other = Histogram { sum: 1.25, ..histogram.clone() };
+        assert_ne!(histogram_bits(&histogram), histogram_bits(&other));
+        assert_eq!(histogram_bits(&histogram), PINNED_HISTOGRAM);
+    }
+
+    const PINNED_HISTOGRAM: u64 = 14_022_563_238_326_796_184;
     const PINNED: u64 = 3_267_521_951_600_202_103;
 }

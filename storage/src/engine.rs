@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use saturn_model::{
-    Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
+    BUCKETS_MAX, Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
 };
 
 use crate::digest;
@@ -115,8 +115,7 @@ impl Engine {
         options.steps.pass("open: orphans removed")?;
         let mut head_samples = 0;
         let replayed = wal::replay(&wal_dir, meta.replay_from, |record| {
-            head_samples +=
-                shard_of(&mut shards, &dictionary, record.shard).replay(record)?.new_samples as u64;
+            head_samples += shard_of(&mut shards, &dictionary, record.shard).replay(record)?.grown;
             Ok(())
         })?;
         let records = replayed.records;
@@ -142,7 +141,7 @@ impl Engine {
         }
         let series: u64 = shards.values().map(|shard| shard.index.read().len()).sum();
         metrics.series.set(gauge(series));
-        metrics.head_samples.set(gauge(head_samples));
+        metrics.head_samples.set(head_samples);
         tracing::info!(
             dir = %options.dir.display(), series, head_samples, records, orphans,
             segments = meta.segments.len(), seconds = started.elapsed().as_secs_f64(), "storage opened"
@@ -162,7 +161,7 @@ impl Engine {
             disk_segments: AtomicU64::new(meta.segments.len() as u64),
             graveyard: Mutex::default(),
             quarantine: Mutex::default(),
-            head_samples: AtomicI64::new(gauge(head_samples)),
+            head_samples: AtomicI64::new(head_samples),
         });
         store.request_flush_if_due();
         let threads = vec![
@@ -430,7 +429,7 @@ impl Store {
     }
 
     fn count_append(&self, appended: &crate::shard::Appended) {
-        self.change_head_samples(gauge(appended.new_samples as u64));
+        self.change_head_samples(appended.grown);
         self.metrics.appended_samples.inc_by(appended.new_samples as u64);
         self.metrics.duplicate_samples.inc_by(appended.duplicates as u64);
         self.metrics.unknown_series.inc_by(appended.unknown.len() as u64);
@@ -444,8 +443,8 @@ impl Store {
     }
 
     /// Samples left memory.
-    pub(crate) fn forget_head_samples(&self, gone: u64) {
-        self.change_head_samples(-gauge(gone));
+    pub(crate) fn forget_head_samples(&self, gone: i64) {
+        self.change_head_samples(-gone);
     }
 
     fn change_head_samples(&self, by: i64) {
@@ -546,8 +545,15 @@ fn check(batch: &ShardBatch) -> Result<(), StorageError> {
     if !batch.is_consistent() {
         return invalid(format!("the columns of a batch for shard {} do not fit each other", batch.shard));
     }
-    if let Some(timestamp) = batch.timestamps.iter().find(|t| Window::of(**t).is_none()) {
+    let mut timestamps = batch.timestamps.iter().chain(&batch.histograms.timestamps);
+    if let Some(timestamp) = timestamps.find(|t| Window::of(**t).is_none()) {
         return invalid(format!("the time {timestamp} ms cannot be stored"));
+    }
+    if let Some(histogram) = batch.histograms.values.iter().find(|h| h.is_too_large()) {
+        let buckets = histogram.positive.counts().len() + histogram.negative.counts().len();
+        return invalid(format!(
+            "a native histogram of {buckets} buckets is over the limit of {BUCKETS_MAX}"
+        ));
     }
     for (index, labels) in &batch.labels {
         let announced = batch.fingerprints[*index as usize];
@@ -564,5 +570,5 @@ fn check(batch: &ShardBatch) -> Result<(), StorageError> {
 /// Roughly how large the batch's log record will be.
 fn record_bytes_estimate(batch: &ShardBatch) -> usize {
     let labels: usize = batch.labels.iter().map(|(_, labels)| labels.as_encoded().len() + 24).sum();
-    96 + batch.sample_count() * 10 + batch.series_count() * 4 + labels
+    96 + batch.histograms.size_bytes() + batch.sample_count() * 10 + batch.series_count() * 4 + labels
 }

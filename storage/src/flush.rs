@@ -22,13 +22,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use saturn_model::SeriesColumns;
 
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::keys::{Segment, SegmentKey, SeriesKey, Window};
 use crate::past;
 use crate::rocks::Resident;
-use crate::segment::{LazyTable, SegmentWriter};
+use crate::segment::{LazyTable, Samples, SegmentWriter};
 use crate::shard::{Shard, Taken};
 
 /// After a failed flush the thread waits this long.
@@ -145,14 +146,15 @@ pub(crate) fn flush_locked(store: &Store, next_segment: &mut u64) -> Result<(), 
                 shard.finish_flush(taken, own);
             }
             store.disk_segments.fetch_add(written.segments.len() as u64, Ordering::Relaxed);
-            store.forget_head_samples(written.samples);
+            let samples: usize = taken.iter().map(|(_, taken)| taken.samples()).sum();
+            store.forget_head_samples(i64::try_from(samples).unwrap_or(i64::MAX));
             store.count_series();
             store.metrics.flushed_samples.inc_by(written.samples);
             store.metrics.flushed_bytes.inc_by(written.bytes);
         }
         Err(error) => {
-            let repeated: usize = taken.iter().map(|(shard, taken)| shard.abort_flush(taken)).sum();
-            store.forget_head_samples(repeated as u64);
+            let repeated: i64 = taken.iter().map(|(shard, taken)| shard.abort_flush(taken)).sum();
+            store.forget_head_samples(repeated);
             store.metrics.flush_failures.inc();
             return Err(error);
         }
@@ -237,8 +239,16 @@ fn cut(taken: &[(Arc<Shard>, Taken)]) -> Vec<Piece> {
             let same_window = |a: &i64, b: &i64| window_of(*a) == window_of(*b);
             pieces.extend(timestamps.chunk_by(same_window).map(|times| piece(window_of(times[0]))));
         }
+        for (ordinal, timestamps) in taken.histograms.times() {
+            let series = index.get(ordinal).expect("a series with samples in memory stays").key();
+            let piece = |window| Piece { window, shard: position, series, ordinal };
+            let same_window = |a: &i64, b: &i64| window_of(*a) == window_of(*b);
+            pieces.extend(timestamps.chunk_by(same_window).map(|times| piece(window_of(times[0]))));
+        }
     }
     pieces.sort_unstable();
+    // A series may have samples of both kinds.
+    pieces.dedup();
     pieces
 }
 
@@ -266,12 +276,23 @@ fn write_tables(store: &Store, taken: &[(Arc<Shard>, Taken)], number: u64) -> Re
             let (shard, taken) = &taken[pieces[0].shard];
             let key = SegmentKey { window, segment: number, shard: shard.id };
             let mut writer = SegmentWriter::new(&mut table, key);
-            for piece in pieces {
-                let run = taken.samples.run(piece.ordinal).expect("the piece was cut from it");
+            for Piece { series, ordinal, .. } in pieces {
+                let (start, end) = (window.start(), window.end() - 1);
                 timestamps.clear();
                 values.clear();
-                run.read(window.start(), window.end() - 1, &mut timestamps, &mut values);
-                writer.push(piece.series, piece.ordinal, &timestamps, &values)?;
+                if let Some(run) = taken.samples.run(*ordinal) {
+                    run.read(start, end, &mut timestamps, &mut values);
+                }
+                let histograms = taken.histograms.range(*ordinal, start, end);
+                let mut settled = SeriesColumns::default();
+                let samples = if timestamps.is_empty() || histograms.0.is_empty() {
+                    Samples { floats: (&timestamps, &values), histograms }
+                } else {
+                    settled.merge(&timestamps, &values);
+                    settled.merge_histograms(histograms.0, histograms.1);
+                    Samples::of(&settled)
+                };
+                writer.push(*series, *ordinal, samples)?;
             }
             tables.segments.extend(writer.finish()?.map(Arc::new));
         }

@@ -4,7 +4,7 @@
 //!
 //! * [`Engine`] (`engine.rs`): the only door. [`Engine::append`] acks what is durable and visible.
 //! * `shard.rs`: one virtual shard, its series and ordinals; `head.rs`: its samples in memory, `run.rs`: those of
-//!   one series.
+//!   one series; `histograms.rs`: those that are native histograms.
 //! * `wal/`: the log with group commit, its format, replay, and what counts as damage.
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `codec/`: columns as bytes.
 //! * `merge.rs`: fewer segments; `retention.rs`: none that are too old; `maintenance.rs`: when both happen;
@@ -40,6 +40,7 @@ mod engine;
 mod error;
 mod flush;
 mod head;
+mod histograms;
 mod index;
 mod keys;
 mod labels;

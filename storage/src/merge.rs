@@ -30,7 +30,7 @@ use crate::error::StorageError;
 use crate::keys::{Segment, SegmentKey, Tombstone, WINDOW_MS, Window};
 use crate::past;
 use crate::rocks::Blocks;
-use crate::segment::{LazyTable, SegmentWriter};
+use crate::segment::{LazyTable, Samples, SegmentWriter};
 use crate::shard::Shard;
 use crate::tombstones::Mask;
 
@@ -208,16 +208,15 @@ fn merge_shard(
     // A series that was away for a while has several ordinals. It keeps them all, so that whoever holds one
     // of them finds it.
     for same in series.chunk_by(|a, b| a.0 == b.0) {
-        columns.timestamps.clear();
-        columns.values.clear();
+        columns.clear_samples();
         let key = same[0].0;
         for (segment, mask, reader) in &mut sources {
             if let Some((_, ordinal)) = same.iter().find(|(_, ordinal)| segment.ordinals.contains(*ordinal)) {
                 reader.read(&key, *ordinal, &everything, mask, &mut columns)?;
             }
         }
-        if !columns.timestamps.is_empty() {
-            writer.push(key, same[0].1, &columns.timestamps, &columns.values)?;
+        if !columns.is_empty() {
+            writer.push(key, same[0].1, Samples::of(&columns))?;
             same[1..].iter().for_each(|(_, ordinal)| writer.add_ordinal(*ordinal));
         }
     }

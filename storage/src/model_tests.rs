@@ -1,6 +1,6 @@
 //! Random operations against a map: whatever happened, the engine answers what the map answers.
 //!
-//! Operations: append (in and out of order, duplicates, conflicts), flush, merge, delete, retention, reopen, a
+//! Operations: append (floats and native histograms, in and out of order, duplicates, conflicts), flush, merge, delete, retention, reopen, a
 //! kill at rest, and a kill at any named step of flush, merge, delete and retention. A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +11,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use saturn_model::{
-    Fingerprint, Labels, MatchOp, STALE_NAN_BITS, Selection, ShardBatch, ShardId, TenantId, TimestampMs,
-    resolve,
+    Buckets, CounterResetHint, Fingerprint, Histogram, Labels, MatchOp, STALE_NAN_BITS, Sample, Selection,
+    ShardBatch, ShardId, TenantId, TimestampMs, float_beats_histogram, resolve, resolve_histograms,
 };
 use tempfile::TempDir;
 
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 mod support;
 
 use crate::copy::copy_dir;
-use support::{Sending, append, batch, labels, matcher, tenant};
+use support::{Sending, append, labels, matcher, tenant};
 
 use crate::digest;
 use crate::keys::Window;
@@ -111,6 +111,33 @@ impl Random {
         }
     }
 
+    /// Series with odd numbers have histograms, too.
+    fn sample(&mut self, labels: &Labels) -> Value {
+        let odd = labels.get("job") == Some("odd");
+        if odd && self.one_in(2) { Value::Histogram(self.histogram()) } else { Value::Float(self.value()) }
+    }
+
+    fn histogram(&mut self) -> Arc<Histogram> {
+        let mut histogram = Histogram { sum: self.value(), ..Histogram::default() };
+        if self.one_in(5) {
+            return Arc::new(histogram);
+        }
+        let hints = [CounterResetHint::Unknown, CounterResetHint::Reset, CounterResetHint::Gauge];
+        histogram.hint = *self.pick(&hints);
+        histogram.schema = *self.pick(&[0, 3, saturn_model::CUSTOM_BUCKETS_SCHEMA]);
+        histogram.zero_count = self.value();
+        let first = *self.pick(&[-3, 0, 5]);
+        let buckets: Vec<(i32, f64)> =
+            (0..*self.pick(&[0, 1, 5])).map(|i| (first + 2 * i, self.value())).collect();
+        histogram.positive = Buckets::from_indexed(buckets);
+        if self.one_in(3) {
+            histogram.negative = Buckets::from_indexed([(1, self.value())]);
+            histogram.custom_values = Arc::from([self.value()]);
+        }
+        histogram.count = self.value();
+        Arc::new(histogram)
+    }
+
     fn value(&mut self) -> f64 {
         let nan_with_payload = f64::from_bits(0x7ff8_0000_dead_beef);
         let values = [1.0, 2.0, -0.0, 0.0, 1.25, f64::from_bits(STALE_NAN_BITS), nan_with_payload];
@@ -119,7 +146,48 @@ impl Random {
 }
 
 type Key = (TenantId, String);
-type SeriesSamples = (Labels, Vec<(i64, f64)>);
+type SeriesSamples = (Labels, Vec<(i64, Value)>);
+
+/// A sample of either kind.
+#[derive(Clone, Debug)]
+enum Value {
+    Float(f64),
+    Histogram(Arc<Histogram>),
+}
+
+impl Value {
+    fn resolve(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Float(a), Self::Float(b)) => Self::Float(resolve(*a, *b)),
+            (Self::Histogram(a), Self::Histogram(b)) => Self::Histogram(resolve_histograms(a, b).clone()),
+            (Self::Float(a), Self::Histogram(b)) | (Self::Histogram(b), Self::Float(a)) => {
+                match float_beats_histogram(*a, b) {
+                    true => Self::Float(*a),
+                    false => Self::Histogram(b.clone()),
+                }
+            }
+        }
+    }
+
+    /// The bits of a float, or the bytes of a histogram.
+    fn bits(&self) -> (u64, Vec<u8>) {
+        match self {
+            Self::Float(value) => (value.to_bits(), Vec::new()),
+            Self::Histogram(histogram) => {
+                let mut bytes = Vec::new();
+                histogram.append_bytes(&mut bytes);
+                (0, bytes)
+            }
+        }
+    }
+
+    fn digest_bits(&self) -> u64 {
+        match self {
+            Self::Float(value) => value.to_bits(),
+            Self::Histogram(histogram) => digest::histogram_bits(histogram),
+        }
+    }
+}
 
 struct World {
     random: Random,
@@ -129,8 +197,8 @@ struct World {
     armed: Armed,
     engine: Option<Engine>,
     universe: Vec<(TenantId, Labels)>,
-    /// Per series: times and the bits of their values.
-    model: BTreeMap<Key, BTreeMap<i64, u64>>,
+    /// Per series: its samples by time.
+    model: BTreeMap<Key, BTreeMap<i64, Value>>,
 }
 
 impl World {
@@ -165,14 +233,14 @@ impl World {
             let (tenant, labels) = self.random.pick(&self.universe).clone();
             let most = if self.random.one_in(10) { 80 } else { 6 };
             let count = self.random.below(most);
-            let samples: Vec<(i64, f64)> =
-                (0..count).map(|_| (self.random.time(), self.random.value())).collect();
+            let samples: Vec<(i64, Value)> =
+                (0..count).map(|_| (self.random.time(), self.random.sample(&labels))).collect();
             let known = self.model.entry((tenant.clone(), labels.as_encoded().into())).or_default();
             for (timestamp, value) in &samples {
                 known
                     .entry(*timestamp)
-                    .and_modify(|bits| *bits = resolve(f64::from_bits(*bits), *value).to_bits())
-                    .or_insert(value.to_bits());
+                    .and_modify(|known| *known = known.resolve(value))
+                    .or_insert_with(|| value.clone());
             }
             let shard = Self::shard_of(&tenant, &labels);
             batches.entry((tenant, shard)).or_default().push((labels, samples));
@@ -181,9 +249,8 @@ impl World {
         let batches: Vec<_> = batches
             .iter()
             .map(|((tenant, shard), series)| {
-                let series: Vec<_> = series.iter().map(|(l, s)| (l, s.as_slice())).collect();
-                let labels: Vec<Labels> = series.iter().map(|(l, _)| (*l).clone()).collect();
-                (batch(tenant, *shard, send, &series), labels)
+                let labels: Vec<Labels> = series.iter().map(|(l, _)| l.clone()).collect();
+                (batch(tenant, *shard, send, series), labels)
             })
             .collect();
         let outcomes =
@@ -332,11 +399,11 @@ impl World {
             let mut want = [0_u64; digest::BUCKETS];
             for ((tenant, encoded), samples) in &self.model {
                 let fingerprint = Fingerprint::of(tenant, encoded);
-                for (t, bits) in
+                for (t, value) in
                     samples.range(start..window.end()).filter(|_| fingerprint.shard(SHARDS) == shard)
                 {
                     let bucket = &mut want[digest::bucket_of(fingerprint)];
-                    *bucket = bucket.wrapping_add(digest::hash(fingerprint, *t, *bits));
+                    *bucket = bucket.wrapping_add(digest::hash(fingerprint, *t, value.digest_bits()));
                 }
             }
             assert_eq!(self.engine().digest(shard, TimestampMs(start)).expect("digested"), want);
@@ -345,10 +412,11 @@ impl World {
 
     fn compare(&self, selection: &Selection) {
         let (start, end) = (selection.start.0, selection.end.0);
-        let mut want: BTreeMap<String, Vec<(i64, u64)>> = BTreeMap::new();
+        let mut want: BTreeMap<String, BTreeMap<i64, (u64, Vec<u8>)>> = BTreeMap::new();
         for ((tenant, encoded), samples) in &self.model {
             let labels = Labels::from_encoded(encoded).expect("own labels");
-            let in_range: Vec<(i64, u64)> = samples.range(start..=end).map(|(t, bits)| (*t, *bits)).collect();
+            let in_range: BTreeMap<_, _> =
+                samples.range(start..=end).map(|(t, value)| (*t, value.bits())).collect();
             if *tenant == selection.tenant && matches(selection, &labels) && !in_range.is_empty() {
                 want.insert(labels.to_string(), in_range);
             }
@@ -358,8 +426,12 @@ impl World {
         let mut values = BTreeSet::new();
         for shard in (0..SHARDS).map(ShardId) {
             for columns in self.engine().select(shard, selection, 100).expect("selected") {
-                let values = columns.values.iter().map(|v| v.to_bits());
-                let samples: Vec<(i64, u64)> = columns.timestamps.iter().copied().zip(values).collect();
+                let floats = columns.values.iter().map(|v| Value::Float(*v).bits());
+                let mut samples: BTreeMap<_, _> = columns.timestamps.iter().copied().zip(floats).collect();
+                let histograms = columns.histograms.values.iter();
+                let histograms = histograms.map(|histogram| Value::Histogram(histogram.clone()).bits());
+                samples.extend(columns.histograms.timestamps.iter().copied().zip(histograms));
+                assert_eq!(samples.len(), columns.len(), "a time twice");
                 assert!(got.insert(columns.labels.to_string(), samples).is_none(), "a series twice");
             }
             let series = self.engine().series(shard, selection, 100).expect("listed").items;
@@ -377,6 +449,24 @@ impl World {
 
 fn matches(selection: &Selection, labels: &Labels) -> bool {
     selection.matchers.iter().all(|m| m.matches(labels.get(m.name()).unwrap_or("")))
+}
+
+fn batch(tenant: &TenantId, shard: ShardId, send: Sending, series: &[SeriesSamples]) -> Arc<ShardBatch> {
+    let mut batch = ShardBatch::new(tenant.clone(), shard);
+    for ((labels, samples), index) in series.iter().zip(0..) {
+        batch.push_series(Fingerprint::of(tenant, labels.as_encoded()));
+        for (timestamp, value) in samples {
+            let timestamp = TimestampMs(*timestamp);
+            match value {
+                Value::Float(value) => batch.push_sample(Sample { timestamp, value: *value }),
+                Value::Histogram(histogram) => batch.push_histogram(timestamp, histogram.clone()),
+            }
+        }
+        if send == Sending::WithLabels {
+            batch.labels.push((index, labels.clone()));
+        }
+    }
+    Arc::new(batch)
 }
 
 fn subset(batch: &ShardBatch, unknown: &[u32], labels: &[Labels]) -> std::sync::Arc<ShardBatch> {

@@ -9,16 +9,19 @@
 //! | per time vector | varint | its length in bytes |
 //! | per chunk | varint, varint | which time vector, from 0; length of its values in bytes |
 //! | times | rest | the vectors (`codec/timestamps.rs`), relative to the window's start |
-//! | values | rest | the chunks' values (`codec/values.rs`) |
+//! | values | rest | the chunks' values (`codec/values.rs`) or native histograms (`codec/histograms.rs`) |
 //!
-//! Invariants: a segment's chunks ascend by series and part; the same series and samples make the same
-//! pages, whatever came before: pages end after 64 chunks or [`PAGE_SAMPLES_MAX`] samples, and by nothing
-//! else. A reader looks for series that the segment's row names, so a shortened key is unambiguous.
+//! Invariants: a segment's chunks ascend by series and part, the floats of a series before its histograms; the
+//! same series and samples make the same pages, whatever came before: pages end after 64 chunks or
+//! [`PAGE_SAMPLES_MAX`] samples, and by nothing else. (A histogram counts as many samples as it has numbers.) A reader looks for series that the segment's row names, so a shortened key is unambiguous.
 //!
 //! There is no checksum in here: RocksDB's blocks have one.
 
 use std::cmp::Ordering;
 use std::ops::Range;
+use std::sync::Arc;
+
+use saturn_model::Histogram;
 
 use crate::codec::{self, Effort, Scratch};
 use crate::keys::SeriesKey;
@@ -88,6 +91,28 @@ impl PageWriter {
         timestamps: &[i64],
         values: &[f64],
     ) -> Option<FinishedPage> {
+        let finished = self.begin(series, part, timestamps);
+        codec::encode_values(values, EFFORT, &mut self.scratch, &mut self.values);
+        self.end(values.len());
+        finished
+    }
+
+    /// Adds a chunk of native histograms, as [`codec::next_chunk`] cuts them: that many `numbers`.
+    pub(crate) fn push_histograms(
+        &mut self,
+        (series, part): (SeriesKey, u16),
+        timestamps: &[i64],
+        histograms: &[Arc<Histogram>],
+        numbers: usize,
+    ) -> Option<FinishedPage> {
+        let finished = self.begin(series, part, timestamps);
+        codec::encode_histograms(histograms, EFFORT, &mut self.scratch, &mut self.values);
+        self.end(numbers);
+        finished
+    }
+
+    /// Makes room for a chunk, whose values are still to come.
+    fn begin(&mut self, series: SeriesKey, part: u16, timestamps: &[i64]) -> Option<FinishedPage> {
         let is_full = self.slots.len() == PAGE_CHUNKS_MAX || self.samples >= PAGE_SAMPLES_MAX;
         let finished = if is_full { self.finish(Some(series)) } else { None };
         let same = |vector: &Range<usize>| self.times[vector.clone()] == *timestamps;
@@ -98,11 +123,16 @@ impl PageWriter {
             self.vectors.push(from..self.times.len());
             self.vectors.len() - 1
         });
-        let from = self.values.len();
-        codec::encode_values(values, EFFORT, &mut self.scratch, &mut self.values);
-        self.samples += values.len();
-        self.slots.push(Slot { series, part, vector, value_bytes: self.values.len() - from });
+        let value_bytes = self.values.len();
+        self.slots.push(Slot { series, part, vector, value_bytes });
         finished
+    }
+
+    /// The values of the chunk begun last are there.
+    fn end(&mut self, samples: usize) {
+        let slot = self.slots.last_mut().expect("a chunk was begun");
+        slot.value_bytes = self.values.len() - slot.value_bytes;
+        self.samples += samples;
     }
 
     /// Completes the page, if there is one. `next`: the series behind it in the segment.
@@ -283,6 +313,21 @@ impl Page {
     ) -> Option<()> {
         let chunk = &self.bytes[self.slots[at].values.clone()];
         codec::decode_value_range(chunk, range, &mut self.scratch, values)
+    }
+
+    /// Whether chunk `at` is one of native histograms.
+    pub(crate) fn has_histograms(&self, at: usize) -> bool {
+        codec::is_histograms(&self.bytes[self.slots[at].values.clone()])
+    }
+
+    /// Appends all histograms of chunk `at`. `None` if they are damaged.
+    pub(crate) fn decode_histograms(
+        &mut self,
+        at: usize,
+        histograms: &mut Vec<Arc<Histogram>>,
+    ) -> Option<()> {
+        let chunk = &self.bytes[self.slots[at].values.clone()];
+        codec::decode_histograms(chunk, &mut self.scratch, histograms)
     }
 }
 

@@ -107,17 +107,17 @@ impl<'a> Scan<'a> {
                 self.copy_from_memory()?;
             }
             let same = self.at..self.at + same_series(&self.series[self.at..]);
-            columns.timestamps.clear();
-            columns.values.clear();
+            columns.clear_samples();
             self.read_segments(same.clone(), columns)?;
             for at in same.clone() {
                 let in_memory = &self.in_memory[at - self.copied_from];
                 if !in_memory.timestamps.is_empty() {
                     columns.merge(&in_memory.timestamps, &in_memory.values);
                 }
+                columns.merge_histograms(&in_memory.histograms.timestamps, &in_memory.histograms.values);
             }
             self.at = same.end;
-            if columns.timestamps.is_empty() {
+            if columns.is_empty() {
                 continue;
             }
             // Retention may have taken the series meanwhile.
@@ -243,7 +243,7 @@ impl Iterator for SeriesStream<'_> {
 
 impl SeriesStream<'_> {
     fn charge(&mut self, series: SeriesColumns) -> Result<SeriesColumns, StorageError> {
-        let samples = series.len() as u64;
+        let samples = series.weight() as u64;
         self.bytes += samples * SAMPLE_BYTES + series.labels.as_encoded().len() as u64;
         if self.bytes > self.bytes_max {
             return Err(StorageError::TooManyBytes { max: self.bytes_max });
@@ -308,5 +308,6 @@ fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesCo
         run.read(start, end, &mut timestamps, &mut values);
         columns.merge(&timestamps, &values);
     }
+    head.histograms.add_range(ordinal, start, end, &mut columns);
     columns
 }

@@ -4,13 +4,33 @@
 //! in the order of their [`SeriesKey`].
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use roaring::RoaringBitmap;
+use saturn_model::Histogram;
 
+use crate::codec;
 use crate::error::StorageError;
 use crate::keys::{Segment, SegmentKey, SeriesKey};
 use crate::page::{CHUNK_SAMPLES_MAX, FinishedPage, PageWriter};
 use crate::rocks::{Rocks, Table};
+
+/// Samples of one series, of either kind: times strictly ascending, none of them in both.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Samples<'a> {
+    pub(crate) floats: (&'a [i64], &'a [f64]),
+    pub(crate) histograms: (&'a [i64], &'a [Arc<Histogram>]),
+}
+
+impl<'a> Samples<'a> {
+    pub(crate) fn of(columns: &'a saturn_model::SeriesColumns) -> Self {
+        let histograms = &columns.histograms;
+        Self {
+            floats: (&columns.timestamps, &columns.values),
+            histograms: (&histograms.timestamps, &histograms.values),
+        }
+    }
+}
 
 /// A table file that exists only once it has a row.
 pub(crate) struct LazyTable<'a> {
@@ -57,24 +77,39 @@ impl<'t, 'a> SegmentWriter<'t, 'a> {
         Self { table, pages: PageWriter::new(key.window.start()), written }
     }
 
-    /// Adds all samples of a series in the window: times strictly ascending, at least one. `series` ascends.
+    /// Adds all samples of a series in the window, at least one. `series` ascends.
     pub(crate) fn push(
         &mut self,
         series: SeriesKey,
         ordinal: u32,
-        timestamps: &[i64],
-        values: &[f64],
+        samples: Samples<'_>,
     ) -> Result<(), StorageError> {
-        let chunks = timestamps.chunks(CHUNK_SAMPLES_MAX).zip(values.chunks(CHUNK_SAMPLES_MAX));
-        for ((timestamps, values), part) in chunks.zip(0..) {
+        let mut part = 0;
+        let (timestamps, values) = samples.floats;
+        for (timestamps, values) in timestamps.chunks(CHUNK_SAMPLES_MAX).zip(values.chunks(CHUNK_SAMPLES_MAX))
+        {
             if let Some(page) = self.pages.push(series, part, timestamps, values) {
                 self.table.put(self.written.key, &page)?;
             }
+            part += 1;
         }
-        let (first, last) = (timestamps[0], timestamps[timestamps.len() - 1]);
-        self.written.samples += timestamps.len() as u64;
-        self.written.first_ms = self.written.first_ms.min(first);
-        self.written.last_ms = self.written.last_ms.max(last);
+        let (mut timestamps, mut histograms) = samples.histograms;
+        while !histograms.is_empty() {
+            let (len, numbers) = codec::next_chunk(histograms);
+            let chunk = (&timestamps[..len], &histograms[..len]);
+            if let Some(page) = self.pages.push_histograms((series, part), chunk.0, chunk.1, numbers) {
+                self.table.put(self.written.key, &page)?;
+            }
+            (timestamps, histograms) = (&timestamps[len..], &histograms[len..]);
+            part += 1;
+        }
+        for timestamps in [samples.floats.0, samples.histograms.0] {
+            if let (Some(first), Some(last)) = (timestamps.first(), timestamps.last()) {
+                self.written.samples += timestamps.len() as u64;
+                self.written.first_ms = self.written.first_ms.min(*first);
+                self.written.last_ms = self.written.last_ms.max(*last);
+            }
+        }
         self.written.ordinals.insert(ordinal);
         Ok(())
     }

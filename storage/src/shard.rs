@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use roaring::RoaringBitmap;
-use saturn_model::{Fingerprint, Labels, ShardBatch, ShardId, TenantId};
+use saturn_model::{Fingerprint, Histogram, Labels, ShardBatch, ShardId, TenantId};
 
 use crate::error::StorageError;
 use crate::head::HeadSamples;
+use crate::histograms::{HistogramHead, HistogramRuns};
 use crate::index::{Dictionary, Index};
 use crate::keys::{Segment, SegmentKey, SeriesRow, Tombstone};
 use crate::run::Run;
@@ -41,6 +42,8 @@ pub(crate) struct Head {
     pub(crate) samples: HeadSamples,
     /// What a flush is writing; still to be read.
     pub(crate) flushing: Option<Arc<HeadSamples>>,
+    /// Those samples that are native histograms.
+    pub(crate) histograms: HistogramHead,
     /// Live flushed segments, ascending by window and flush.
     pub(crate) segments: Arc<Vec<Arc<Segment>>>,
     /// Tombstones that concern any of them.
@@ -94,12 +97,15 @@ pub(crate) struct Appended {
     /// Samples whose time was not in the head.
     pub(crate) new_samples: usize,
     pub(crate) duplicates: usize,
+    /// By how many samples memory grew, with histograms by their weight.
+    pub(crate) grown: i64,
 }
 
 /// What a flush took out of a shard.
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) samples: Arc<HeadSamples>,
+    pub(crate) histograms: Arc<HistogramRuns>,
     /// Series whose row is not in the database yet.
     pub(crate) new_series: Vec<SeriesRow>,
     /// Ordinals below this have their row once these are written.
@@ -108,6 +114,13 @@ pub(crate) struct Taken {
     pub(crate) resident: RoaringBitmap,
     /// Those that left it, and whose rows go unless a segment has samples of them.
     pub(crate) evicted: RoaringBitmap,
+}
+
+impl Taken {
+    /// How many samples memory counts for what was taken.
+    pub(crate) fn samples(&self) -> usize {
+        self.samples.len() + self.histograms.weight()
+    }
 }
 
 impl Shard {
@@ -138,6 +151,13 @@ impl Shard {
             let (timestamps, values) = (&batch.timestamps[range.clone()], &batch.values[range.clone()]);
             let new = head.samples.append(*ordinal, timestamps, values);
             appended.new_samples += new;
+            appended.duplicates += range.len() - new;
+        }
+        appended.grown = to_i64(appended.new_samples);
+        for (ordinal, range) in &plan.histograms {
+            let columns = &batch.histograms;
+            let (timestamps, values) = (&columns.timestamps[range.clone()], &columns.values[range.clone()]);
+            let new = head.append_histograms(*ordinal, timestamps, values, &mut appended);
             appended.duplicates += range.len() - new;
         }
         Ok(appended)
@@ -176,6 +196,20 @@ impl Shard {
                 continue;
             }
             appended.new_samples += head.samples.append(ordinal, timestamps, values);
+        }
+        appended.grown = to_i64(appended.new_samples);
+        let columns = &record.histograms;
+        let mut at = 0;
+        for (ordinal, count) in record.histogram_series {
+            let range = at..at + count;
+            at += count;
+            if ordinal >= head.next_ordinal {
+                return Err(format!("unknown series {ordinal} of shard {}", self.id));
+            }
+            if self.index.read().get(ordinal).is_some() {
+                let timestamps = &record.histogram_timestamps[range.clone()];
+                head.append_histograms(ordinal, timestamps, &columns[range], &mut appended);
+            }
         }
         Ok(appended)
     }
@@ -259,20 +293,23 @@ impl Shard {
                 labels: series.labels(),
             })
             .collect();
-        if head.samples.is_empty() && new_series.is_empty() && head.evicted.is_empty() {
+        let nothing = head.samples.is_empty() && head.histograms.is_empty();
+        if nothing && new_series.is_empty() && head.evicted.is_empty() {
             return None;
         }
         let next = HeadSamples::as_large_as(&head.samples);
         let samples = Arc::new(std::mem::replace(&mut head.samples, next));
         head.flushing = Some(Arc::clone(&samples));
+        let histograms = head.histograms.begin_flush();
         let (resident, evicted) = (index.known().clone(), head.evicted.clone());
-        Some(Taken { samples, new_series, ordinals: head.next_ordinal, resident, evicted })
+        Some(Taken { samples, histograms, new_series, ordinals: head.next_ordinal, resident, evicted })
     }
 
     /// The flush is durable: its segments replace what was set aside, in one step for readers.
     pub(crate) fn finish_flush(&self, taken: &Taken, segments: Vec<Arc<Segment>>) {
         let mut head = self.head.lock();
         head.flushing = None;
+        head.histograms.finish_flush();
         head.persisted = head.persisted.max(taken.ordinals);
         head.evicted -= &taken.evicted;
         let live = Arc::make_mut(&mut head.segments);
@@ -282,13 +319,17 @@ impl Shard {
         self.index.write().optimize();
     }
 
-    /// The flush failed: what was set aside goes back. Returns how many samples were in the head again.
-    pub(crate) fn abort_flush(&self, taken: &Taken) -> usize {
+    /// The flush failed: what was set aside goes back. Returns by how many samples memory holds less than both
+    /// together did.
+    pub(crate) fn abort_flush(&self, taken: &Taken) -> i64 {
         let mut head = self.head.lock();
         head.flushing = None;
         let before = head.samples.len() + taken.samples.len();
         head.samples.merge(&taken.samples);
-        before - head.samples.len()
+        let repeated = to_i64(before - head.samples.len());
+        let before = to_i64(head.histograms.weight() + taken.histograms.weight());
+        head.histograms.abort_flush();
+        repeated + before - to_i64(head.histograms.weight())
     }
 
     /// What is live on disk.
@@ -330,25 +371,31 @@ impl Shard {
         let head = self.head.lock();
         head.persisted < head.next_ordinal
             || !head.samples.is_empty()
+            || !head.histograms.is_empty()
             || !head.idle_series(&self.index.read(), idle).is_empty()
     }
 }
 
 impl Head {
+    /// Whether samples of the series wait for a flush.
+    fn has_samples(&self, ordinal: u32) -> bool {
+        self.samples.run(ordinal).is_some() || !self.histograms.lacks(ordinal)
+    }
+
     /// The series without samples in memory, of which none came in flushes that began less than `idle` ago.
     fn idle_series(&self, index: &Index, idle: Duration) -> RoaringBitmap {
         let mut series = index.known().clone();
         for (_, active) in self.recent.iter().filter(|(began, _)| began.elapsed() < idle) {
             series -= active;
         }
-        series.retain(|ordinal| self.samples.run(ordinal).is_none());
+        series.retain(|ordinal| !self.has_samples(ordinal));
         series
     }
 
     fn evict(&mut self, index: &mut Index, idle: Duration) {
         let gone = self.idle_series(index, idle);
         let mut active = index.known() - &gone;
-        active.retain(|ordinal| self.samples.run(ordinal).is_some());
+        active.retain(|ordinal| self.has_samples(ordinal));
         active.optimize();
         self.recent.retain(|(began, _)| began.elapsed() < idle);
         match self.recent.back_mut() {
@@ -384,7 +431,11 @@ impl Head {
             series: Vec::with_capacity(batch.series_count()),
             timestamps: &batch.timestamps,
             values: &batch.values,
+            histograms: Vec::with_capacity(batch.histograms.series.len()),
+            histogram_columns: &batch.histograms,
         };
+        let mut histograms = batch.histograms.series.iter().peekable();
+        let mut histograms_at = 0;
         let mut new_ordinals: HashMap<Fingerprint, u32> = HashMap::new();
         let mut labels = batch.labels.iter().peekable();
         let mut at = 0;
@@ -393,6 +444,10 @@ impl Head {
         {
             let range = at..at + *count as usize;
             at = range.end;
+            let own_histograms =
+                histograms.next_if(|(i, _)| *i == index).map_or(0, |(_, count)| *count as usize);
+            let histogram_range = histograms_at..histograms_at + own_histograms;
+            histograms_at = histogram_range.end;
             let own_labels = labels.next_if(|(i, _)| *i == index).map(|(_, labels)| labels);
             let ordinal = match self.ordinals.get(fingerprint) {
                 Some(known) if Some(known.tenant) == tenant => known.ordinal,
@@ -419,8 +474,26 @@ impl Head {
             if !range.is_empty() {
                 plan.series.push((ordinal, range));
             }
+            if !histogram_range.is_empty() {
+                plan.histograms.push((ordinal, histogram_range));
+            }
         }
         Ok(plan)
+    }
+
+    /// Adds histograms of a series. Returns how many of their times had none.
+    fn append_histograms(
+        &mut self,
+        ordinal: u32,
+        timestamps: &[i64],
+        values: &[Arc<Histogram>],
+        appended: &mut Appended,
+    ) -> usize {
+        let before = to_i64(self.histograms.weight());
+        let new = self.histograms.append(ordinal, timestamps, values);
+        appended.new_samples += new;
+        appended.grown += to_i64(self.histograms.weight()) - before;
+        new
     }
 
     /// The series of `wanted` that may have a sample from `start` to `end`, in memory or in a segment.
@@ -431,7 +504,8 @@ impl Head {
         }
         let missing = wanted - &present;
         for ordinal in missing {
-            if self.runs(ordinal).any(|run| run.touches(start, end)) {
+            let in_floats = self.runs(ordinal).any(|run| run.touches(start, end));
+            if in_floats || self.histograms.touches(ordinal, start, end) {
                 present.insert(ordinal);
             }
         }
@@ -450,6 +524,10 @@ impl Segment {
     pub(crate) fn touches(&self, start: i64, end: i64) -> bool {
         self.first_ms <= end && self.last_ms >= start
     }
+}
+
+fn to_i64(samples: usize) -> i64 {
+    i64::try_from(samples).unwrap_or(i64::MAX)
 }
 
 fn too_many_series(batch: &ShardBatch) -> StorageError {

@@ -32,12 +32,12 @@ impl Mask {
     }
 
     /// Gives what is left of a series' samples to `each`, in one piece or several.
-    pub(crate) fn visible(
+    pub(crate) fn visible<T>(
         &self,
         ordinal: u32,
         timestamps: &[i64],
-        values: &[f64],
-        mut each: impl FnMut(&[i64], &[f64]),
+        values: &[T],
+        mut each: impl FnMut(&[i64], &[T]),
     ) {
         let mut left = Vec::from([Range { start: 0, end: timestamps.len() }]);
         for tombstone in self.0.iter().filter(|tombstone| tombstone.ordinals.contains(ordinal)) {
@@ -45,7 +45,7 @@ impl Mask {
             let to = timestamps.partition_point(|t| *t <= tombstone.last_ms).max(from);
             left = left.into_iter().flat_map(|piece| without(piece, from..to)).collect();
         }
-        for piece in left {
+        for piece in left.into_iter().filter(|piece| !piece.is_empty()) {
             each(&timestamps[piece.clone()], &values[piece]);
         }
     }

@@ -8,6 +8,7 @@
 //! * `bad_input`: what senders and clients get wrong, and tenants kept apart.
 //! * `query_api`: statistics, limits, compression and pages about the server.
 //! * `compliance`: the public compliance queries, against a real Prometheus.
+//! * `histograms`: native histograms in, through kills, and out by every door, as Prometheus has them.
 //! * `refusals`: a node that should not start does not, and says why.
 //! * `operator`: `saturnctl` against a whole and a damaged cluster.
 //! * `demo`: `saturn demo` comes up, answers, and leaves nothing behind.
@@ -19,6 +20,7 @@ mod crash;
 mod deletion;
 mod demo;
 mod harness;
+mod histograms;
 mod operator;
 mod queries;
 mod query_api;

@@ -39,6 +39,10 @@ pub(crate) async fn federate(
             return Err(ApiError::unavailable(text));
         }
         for series in answer.value {
+            // The text format cannot hold a native histogram. Prometheus leaves such series out, too.
+            if series.histograms.timestamps.last() > series.timestamps.last() {
+                continue;
+            }
             let last = series.timestamps.last().copied().zip(series.values.last().copied());
             let name = series.labels.metric_name().to_owned();
             if let Some((timestamp, value)) = last.filter(|(_, v)| !is_stale_nan(*v) && !name.is_empty()) {

@@ -9,9 +9,10 @@ use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use prost::Message as _;
 use saturn_model::{Selection, SeriesColumns, TimestampMs};
+use saturn_proto::histogram::PbHistogram;
 use saturn_proto::remote_read::{
-    ChunkedReadResponse, ChunkedSeries, PbSample, Query, QueryResult, ReadRequest, ReadResponse, TimeSeries,
-    frame, labels_to_messages, xor_chunks,
+    Chunk, ChunkedReadResponse, ChunkedSeries, PbSample, Query, QueryResult, ReadRequest, ReadResponse,
+    TimeSeries, frame, histogram_chunks, labels_to_messages, xor_chunks,
 };
 use saturn_proto::snappy;
 
@@ -68,7 +69,7 @@ async fn select(
     if let Some(text) = describe_missing(&answer.completeness).into_iter().next() {
         return Err(ApiError::unavailable(text));
     }
-    let samples: usize = answer.value.iter().map(|s| s.timestamps.len()).sum();
+    let samples: usize = answer.value.iter().map(SeriesColumns::weight).sum();
     if samples > app.limits.query_samples_max {
         let max = app.limits.query_samples_max;
         return Err(ApiError::bad_data(format!("exceeded sample limit ({max})")));
@@ -84,6 +85,13 @@ fn sampled(results: &[Vec<SeriesColumns>]) -> Response {
             .iter()
             .zip(&series.values)
             .map(|(timestamp, value)| PbSample { value: *value, timestamp: *timestamp })
+            .collect(),
+        histograms: series
+            .histograms
+            .timestamps
+            .iter()
+            .zip(&series.histograms.values)
+            .map(|(timestamp, histogram)| PbHistogram::from_model(*timestamp, histogram))
             .collect(),
     };
     let result = |all: &Vec<SeriesColumns>| QueryResult { timeseries: all.iter().map(series).collect() };
@@ -102,8 +110,29 @@ fn streamed(results: Vec<Vec<SeriesColumns>>) -> Response {
     (StatusCode::OK, [(CONTENT_TYPE, STREAM_TYPE)], Body::from_stream(stream)).into_response()
 }
 
+/// Floats and native histograms in chunks of their own, none of which reaches over another.
+fn chunks_of(series: &SeriesColumns) -> Vec<Chunk> {
+    let (mut float_times, mut floats) = (series.timestamps.as_slice(), series.values.as_slice());
+    let columns = &series.histograms;
+    let (mut times, mut histograms) = (columns.timestamps.as_slice(), columns.values.as_slice());
+    let before = |times: &[i64], other: &[i64]| match other.first() {
+        Some(first) => times.partition_point(|time| time < first),
+        None => times.len(),
+    };
+    let mut chunks = Vec::new();
+    while !float_times.is_empty() || !times.is_empty() {
+        let len = before(float_times, times);
+        chunks.extend(xor_chunks(&float_times[..len], &floats[..len]));
+        (float_times, floats) = (&float_times[len..], &floats[len..]);
+        let len = before(times, float_times);
+        chunks.extend(histogram_chunks(&times[..len], &histograms[..len]));
+        (times, histograms) = (&times[len..], &histograms[len..]);
+    }
+    chunks
+}
+
 fn frames_of(series: &SeriesColumns, query_index: i64) -> Vec<Vec<u8>> {
-    let chunks = xor_chunks(&series.timestamps, &series.values);
+    let chunks = chunks_of(series);
     let labels = labels_to_messages(&series.labels);
     chunks
         .chunks(FRAME_CHUNKS_MAX)
@@ -112,4 +141,20 @@ fn frames_of(series: &SeriesColumns, query_index: i64) -> Vec<Vec<u8>> {
             frame(&ChunkedReadResponse { chunked_series: vec![series], query_index })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use saturn_model::{Histogram, Labels};
+
+    #[test]
+    fn chunks_of_both_kinds_take_turns() {
+        let mut series = SeriesColumns::floats(Labels::empty(), vec![1, 2, 5], vec![1.0; 3]);
+        series.merge_histograms(&[3, 4, 6], &[1, 2, 3].map(|_| Arc::new(Histogram::default())));
+        let chunks = chunks_of(&series);
+        let seen: Vec<(i64, i64, i32)> =
+            chunks.iter().map(|chunk| (chunk.min_time_ms, chunk.max_time_ms, chunk.encoding)).collect();
+        assert_eq!(seen, [(1, 2, 1), (3, 4, 3), (5, 5, 1), (6, 6, 3)]);
+    }
 }

@@ -5,6 +5,8 @@
 //!   what is left.
 //! * [`encode_timestamps`], [`decode_timestamps`] (`timestamps.rs`): a vector of timestamps. It is a unit of
 //!   its own, because the series of one scrape share it: a page holds each vector once.
+//! * [`encode_histograms`], [`decode_histograms`] (`histograms.rs`): a chunk of native histograms, of columns of
+//!   values.
 //! * [`HotRun`] (`hot.rs`): the growing run of one series in the head, another format for another need.
 //! * `bitio.rs`: bits; `simd.rs`: the inner loops of decoding for processors with AVX2.
 //!
@@ -21,6 +23,7 @@
 mod bitio;
 mod bitpack;
 mod decimal;
+mod histograms;
 mod hot;
 mod huffman;
 mod ints;
@@ -33,6 +36,7 @@ mod timestamps;
 mod values;
 mod xor;
 
+pub(crate) use histograms::{decode_histograms, encode_histograms, is_histograms, next_chunk};
 pub(crate) use hot::HotRun;
 pub(crate) use timestamps::{TimestampSummary, decode_timestamps, encode_timestamps, summarize_timestamps};
 pub(crate) use values::{

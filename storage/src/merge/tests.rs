@@ -7,7 +7,8 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use saturn_model::{
-    Fingerprint, Labels, STALE_NAN_BITS, Sample, Selection, ShardBatch, ShardId, TenantId, TimestampMs,
+    Buckets, Fingerprint, Histogram, Labels, STALE_NAN_BITS, Sample, Selection, ShardBatch, ShardId,
+    TenantId, TimestampMs,
 };
 
 use super::*;
@@ -48,7 +49,17 @@ fn append(engine: &Engine, samples: &[(u32, i64, f64)]) {
         let labels = labels.expect("valid");
         batch.push_series(Fingerprint::of(&tenant(), labels.as_encoded()));
         batch.labels.push((index, labels));
-        batch.push_sample(Sample { timestamp: TimestampMs(*timestamp), value: *value });
+        let timestamp = TimestampMs(*timestamp);
+        // Every fifth series is of native histograms where its values are above 2, and where they are markers.
+        if series % 5 == 4 && value.to_bits() > 2_f64.to_bits() {
+            let positive = Buckets::from_indexed([(-1, *value), (i32::from(*value > 5.0), 2.0)]);
+            batch.push_histogram(
+                timestamp,
+                Arc::new(Histogram { sum: *value, positive, ..Histogram::default() }),
+            );
+        } else {
+            batch.push_sample(Sample { timestamp, value: *value });
+        }
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(engine.append(vec![Arc::new(batch)])).expect("appended");
@@ -61,7 +72,8 @@ fn everything() -> Selection {
 
 fn times(engine: &Engine) -> Vec<i64> {
     let columns = engine.select(ShardId(1), &everything(), 1000).expect("selected");
-    let mut times: Vec<i64> = columns.into_iter().flat_map(|c| c.timestamps).collect();
+    let mut times: Vec<i64> =
+        columns.into_iter().flat_map(|c| [c.timestamps, c.histograms.timestamps].concat()).collect();
     times.sort_unstable();
     times
 }

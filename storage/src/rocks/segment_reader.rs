@@ -2,9 +2,10 @@
 
 use std::cmp::Ordering;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use rocksdb::DBRawIterator;
-use saturn_model::SeriesColumns;
+use saturn_model::{Histogram, SeriesColumns};
 
 use super::{DATA, Rocks, hex, read_options};
 use crate::error::StorageError;
@@ -23,6 +24,7 @@ pub(crate) struct SegmentReader<'a> {
     place: Place,
     page: Page,
     values: Vec<f64>,
+    histograms: Vec<Arc<Histogram>>,
 }
 
 /// What comes of the blocks that are read.
@@ -58,6 +60,7 @@ impl Rocks {
             place: Place::BeforeFirst,
             page: Page::new(segment.window.start()),
             values: Vec::new(),
+            histograms: Vec::new(),
         }
     }
 }
@@ -115,8 +118,26 @@ impl SegmentReader<'_> {
             return Ok(());
         }
         let is_next = columns.timestamps.last().is_none_or(|last| *last < times[from]);
-        if is_next && mask.is_none() {
+        let count = times.len();
+        if self.page.has_histograms(at) {
+            self.histograms.clear();
+            let decoded = self.page.decode_histograms(at, &mut self.histograms);
+            if decoded.is_none() || self.histograms.len() != count {
+                return Err(self.damaged("histograms are damaged"));
+            }
+            let times = &self.page.times(at).expect("they were just decoded")[from..to];
+            let histograms = &self.histograms[from..to];
+            match mask {
+                Some((mask, ordinal)) => {
+                    mask.visible(ordinal, times, histograms, |t, h| columns.merge_histograms(t, h));
+                }
+                None => columns.merge_histograms(times, histograms),
+            }
+            return Ok(());
+        }
+        if is_next && mask.is_none() && columns.histograms.timestamps.is_empty() {
             // The usual chunk: values are decoded to where they stay.
+            let times = self.page.times(at).expect("they were just decoded");
             columns.timestamps.extend_from_slice(&times[from..to]);
             let decoded = self.page.decode_values(at, from..to, &mut columns.values);
             if decoded.is_none() || columns.values.len() != columns.timestamps.len() {

@@ -22,10 +22,15 @@
 //! | per series | zigzag varint, varint | ordinal as difference to the one before (the first to 0); samples |
 //! | times | zigzag varints | of all samples, series after series, as difference to the one before (the first to 0) |
 //! | values | 8 each | bits, little-endian |
+//! | histogram series | varint | how many have native histograms here; this and what follows is left out if none has |
+//! | per series | zigzag varint, varint | as above |
+//! | times | zigzag varints | as above |
+//! | histograms | | their bytes (`Histogram::append_bytes`), one after the other |
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use saturn_model::{Fingerprint, Labels, ShardId, TenantId};
+use saturn_model::{BatchHistograms, Fingerprint, Histogram, Labels, ShardId, TenantId};
 
 use crate::wire::{Reader, put_varint, put_zigzag};
 
@@ -49,6 +54,9 @@ pub(crate) struct Plan<'a> {
     pub(crate) series: Vec<(u32, Range<usize>)>,
     pub(crate) timestamps: &'a [i64],
     pub(crate) values: &'a [f64],
+    /// Ordinal of each series that has native histograms, and where they are in their columns.
+    pub(crate) histograms: Vec<(u32, Range<usize>)>,
+    pub(crate) histogram_columns: &'a BatchHistograms,
 }
 
 /// An append as the log holds it.
@@ -62,6 +70,10 @@ pub(crate) struct AppendRecord {
     pub(crate) series: Vec<(u32, usize)>,
     pub(crate) timestamps: Vec<i64>,
     pub(crate) values: Vec<f64>,
+    /// Ordinal and number of native histograms.
+    pub(crate) histogram_series: Vec<(u32, usize)>,
+    pub(crate) histogram_timestamps: Vec<i64>,
+    pub(crate) histograms: Vec<Arc<Histogram>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -100,7 +112,7 @@ pub(super) fn encode_mark(salt: u64, offset: u64) -> Vec<u8> {
 impl Plan<'_> {
     /// Whether the log has nothing to remember of it.
     pub(crate) fn is_empty(&self) -> bool {
-        self.new_series.is_empty() && self.series.is_empty()
+        self.new_series.is_empty() && self.series.is_empty() && self.histograms.is_empty()
     }
 
     /// The framed record. `None` if it is larger than a record may be.
@@ -117,27 +129,39 @@ impl Plan<'_> {
             frame.extend_from_slice(&fingerprint.to_bytes());
             put_text(&mut frame, labels.as_encoded());
         }
-        put_varint(&mut frame, self.series.len() as u64);
-        let mut last = 0;
-        for (ordinal, range) in &self.series {
-            let ordinal = i64::from(*ordinal);
-            put_zigzag(&mut frame, ordinal - last);
-            put_varint(&mut frame, range.len() as u64);
-            last = ordinal;
-        }
-        let mut last = 0_i64;
-        for (_, range) in &self.series {
-            for timestamp in &self.timestamps[range.clone()] {
-                put_zigzag(&mut frame, timestamp.wrapping_sub(last));
-                last = *timestamp;
-            }
-        }
+        put_series(&mut frame, &self.series, self.timestamps);
         for (_, range) in &self.series {
             for value in &self.values[range.clone()] {
                 frame.extend_from_slice(&value.to_bits().to_le_bytes());
             }
         }
+        if !self.histograms.is_empty() {
+            put_series(&mut frame, &self.histograms, &self.histogram_columns.timestamps);
+            for (_, range) in &self.histograms {
+                let histograms = &self.histogram_columns.values[range.clone()];
+                histograms.iter().for_each(|histogram| histogram.append_bytes(&mut frame));
+            }
+        }
         finish_frame(frame)
+    }
+}
+
+/// Appends which series have how many samples, and all their times.
+fn put_series(out: &mut Vec<u8>, series: &[(u32, Range<usize>)], timestamps: &[i64]) {
+    put_varint(out, series.len() as u64);
+    let mut last = 0;
+    for (ordinal, range) in series {
+        let ordinal = i64::from(*ordinal);
+        put_zigzag(out, ordinal - last);
+        put_varint(out, range.len() as u64);
+        last = ordinal;
+    }
+    let mut last = 0_i64;
+    for (_, range) in series {
+        for timestamp in &timestamps[range.clone()] {
+            put_zigzag(out, timestamp.wrapping_sub(last));
+            last = *timestamp;
+        }
     }
 }
 
@@ -179,6 +203,38 @@ fn decode_append(reader: &mut Reader<'_>) -> Option<AppendRecord> {
         let fingerprint = Fingerprint::from_bytes(reader.array()?);
         new_series.push((fingerprint, Labels::from_encoded(reader.text()?).ok()?));
     }
+    let (series, timestamps) = read_series(reader)?;
+    let mut values = Vec::with_capacity(timestamps.len());
+    for _ in 0..timestamps.len() {
+        values.push(f64::from_bits(reader.u64()?));
+    }
+    let (mut histogram_series, mut histogram_timestamps, mut histograms) =
+        (Vec::new(), Vec::new(), Vec::new());
+    if !reader.is_empty() {
+        (histogram_series, histogram_timestamps) = read_series(reader)?;
+        let mut rest = reader.rest();
+        for _ in 0..histogram_timestamps.len() {
+            histograms.push(Arc::new(Histogram::take_bytes(&mut rest)?));
+        }
+        *reader = Reader::new(rest);
+    }
+    Some(AppendRecord {
+        shard,
+        tenant,
+        first_new,
+        new_series,
+        series,
+        timestamps,
+        values,
+        histogram_series,
+        histogram_timestamps,
+        histograms,
+    })
+}
+
+/// Series and how many samples each has; all their times.
+#[expect(clippy::type_complexity, reason = "two columns")]
+fn read_series(reader: &mut Reader<'_>) -> Option<(Vec<(u32, usize)>, Vec<i64>)> {
     let mut series = Vec::with_capacity(reader.clone().count()?);
     let mut last = 0_i64;
     let mut samples = 0_usize;
@@ -197,11 +253,7 @@ fn decode_append(reader: &mut Reader<'_>) -> Option<AppendRecord> {
         last = last.wrapping_add(reader.zigzag()?);
         timestamps.push(last);
     }
-    let mut values = Vec::with_capacity(samples);
-    for _ in 0..samples {
-        values.push(f64::from_bits(reader.u64()?));
-    }
-    Some(AppendRecord { shard, tenant, first_new, new_series, series, timestamps, values })
+    Some((series, timestamps))
 }
 
 #[cfg(test)]
@@ -221,6 +273,7 @@ mod tests {
             series in proptest::collection::vec(
                 (any::<u32>(), proptest::collection::vec((any::<i64>(), any::<u64>()), 0..9)), 0..6,
             ),
+            with_histograms in proptest::collection::vec((any::<u32>(), any::<i64>(), any::<u32>()), 0..4),
         ) {
             let tenant = TenantId::new("demo").expect("valid");
             let labels: Vec<Labels> =
@@ -228,6 +281,11 @@ mod tests {
             let timestamps: Vec<i64> = series.iter().flat_map(|(_, s)| s.iter().map(|(t, _)| *t)).collect();
             let values: Vec<f64> =
                 series.iter().flat_map(|(_, s)| s.iter().map(|(_, v)| f64::from_bits(*v))).collect();
+            let mut columns = BatchHistograms::default();
+            for (index, (_, time, count)) in (0..).zip(&with_histograms) {
+                let histogram = Histogram { count: f64::from(*count), sum: f64::NAN, ..Histogram::default() };
+                columns.push(index, saturn_model::TimestampMs(*time), Arc::new(histogram));
+            }
             let mut at = 0;
             let plan = Plan {
                 shard: ShardId(shard), tenant: &tenant, first_new,
@@ -237,6 +295,8 @@ mod tests {
                     (*ordinal, at - samples.len()..at)
                 }).collect(),
                 timestamps: &timestamps, values: &values,
+                histograms: with_histograms.iter().zip(0..).map(|((ordinal, ..), at)| (*ordinal, at..at + 1)).collect(),
+                histogram_columns: &columns,
             };
             let frame = plan.encode().expect("small");
             let (record, len) = decode(&frame).expect("own record");
@@ -250,6 +310,10 @@ mod tests {
             prop_assert_eq!(record.series, counts);
             prop_assert_eq!(record.timestamps, timestamps);
             prop_assert_eq!(bits(&record.values), bits(&values));
+            let counts: Vec<(u32, usize)> = with_histograms.iter().map(|(ordinal, ..)| (*ordinal, 1)).collect();
+            prop_assert_eq!(record.histogram_series, counts);
+            prop_assert_eq!(record.histogram_timestamps, columns.timestamps);
+            prop_assert!(record.histograms.iter().zip(&columns.values).all(|(a, b)| a.total_cmp(b).is_eq()));
         }
 
         #[test]
@@ -276,6 +340,8 @@ mod tests {
             series: vec![(0, 0..1), (1, 1..3)],
             timestamps: &[1000, 1000, 2000],
             values: &[1.0, -0.0, f64::NAN],
+            histograms: Vec::new(),
+            histogram_columns: &BatchHistograms::default(),
         };
         let mut want = vec![65, 0, 0, 0];
         want.extend_from_slice(&0xc20c_b885_u32.to_le_bytes());
@@ -288,6 +354,14 @@ mod tests {
         want.extend_from_slice(&(-0.0_f64).to_le_bytes());
         want.extend_from_slice(&f64::NAN.to_le_bytes());
         assert_eq!(plan.encode().expect("small"), want);
+
+        let mut columns = BatchHistograms::default();
+        columns.push(0, saturn_model::TimestampMs(1000), Arc::new(Histogram::default()));
+        let plan = Plan { histograms: vec![(1, 0..1)], histogram_columns: &columns, ..plan };
+        let with_histogram = plan.encode().expect("small");
+        want.extend_from_slice(&[1, 2, 1, 208, 15]);
+        Histogram::default().append_bytes(&mut want);
+        assert_eq!(with_histogram[FRAME_BYTES..], want[FRAME_BYTES..]);
         assert_eq!(encode_mark(1, 32)[FRAME_BYTES..], [1, 1, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0]);
     }
 

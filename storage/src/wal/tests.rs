@@ -70,6 +70,8 @@ fn record(number: u32) -> Vec<u8> {
         series: vec![(number, 0..1)],
         timestamps: &[1000],
         values: &[f64::from(number)],
+        histograms: Vec::new(),
+        histogram_columns: &saturn_model::BatchHistograms::default(),
     };
     plan.encode().expect("small")
 }
