@@ -61,7 +61,8 @@ pub(crate) struct App {
     pub(crate) registry: Arc<Mutex<Registry>>,
     pub(crate) metrics: HttpMetrics,
     pub(crate) write_budget: Arc<Semaphore>,
-    pub(crate) engine: Engine,
+    /// Empty until the storage is open.
+    pub(crate) engine: Arc<OnceLock<Engine>>,
     pub(crate) node_id: NodeId,
     pub(crate) zone: Zone,
     /// Why the node is not ready yet.

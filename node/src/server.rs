@@ -1,6 +1,5 @@
 //! A node's life: bind, open, join, serve, drain, close.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use saturn_proto::peer::peer_server::PeerServer;
 use saturn_query_frontend::{Frontend, Settings as FrontendSettings};
 use saturn_replication::{Coordinator, PlacementHandle, Settings as ReplicationSettings};
 use saturn_ring::{KeyRing, Member, Membership, MembershipConfig, NodeId, Zone};
-use saturn_storage::{Engine, EngineOptions};
+use saturn_storage::{Engine, EngineOptions, OpenProgress, Opening};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -33,6 +32,8 @@ use crate::{clock, http};
 
 /// How long requests in flight may take when the node stops.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How often the text of `/-/ready` is renewed while the storage opens.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// Secret of clusters without one. It protects nothing, which is why such nodes listen on loopback only.
 const LOOPBACK_SECRET: &[u8] = b"saturn: loopback only, no secret";
 
@@ -64,7 +65,8 @@ impl Listeners {
 struct Node {
     me: Member,
     data: DataDir,
-    engine: Engine,
+    /// Filled once the storage is open.
+    engine: Arc<OnceLock<Engine>>,
     registry: Arc<Mutex<Registry>>,
     limits: Arc<Limits>,
     view: watch::Receiver<View>,
@@ -95,7 +97,9 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         data = %config.data_dir.display(), "starting"
     );
     let registry = Arc::new(Mutex::new(Registry::default()));
-    let engine = open_engine(&data.storage_path(), &config, &registry).await?;
+    let options =
+        EngineOptions { retention: config.retention.clone(), ..EngineOptions::new(data.storage_path()) };
+    let opening = Opening::new(options, &mut registry.lock());
     let (gossip_commands, gossip_inbox) = mpsc::channel(16);
     let (view_sender, view) = watch::channel(View::default());
     let (waiting_for, waiting) = watch::channel("starting".to_owned());
@@ -103,7 +107,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     let node = Node {
         me,
         data,
-        engine,
+        engine: Arc::default(),
         registry,
         limits: Arc::new(Limits::default()),
         view,
@@ -115,25 +119,32 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         started: Instant::now(),
     };
     let app = Arc::new(node.app(&config, waiting));
-    let membership = node.membership(&config, KeyRing::new(&[secret])?).await?;
-
     let (draining, drained) = watch::channel(false);
+    let router = http::router(app);
+    let http = axum::serve(listeners.http, router).with_graceful_shutdown(until_true(drained.clone()));
+    let mut http = tokio::spawn(http.into_future());
+    let mut stop = std::pin::pin!(stop);
+    // Health, readiness and metrics are answered meanwhile; nobody else knows of this node yet.
+    tokio::select! {
+        opened = node.open_engine(opening, &waiting_for) => opened?,
+        () = &mut stop => {
+            tracing::info!("stopped before the storage was open");
+            return Ok(());
+        }
+        ended = &mut http => return Err(why_http_ended(ended)),
+    }
+
+    let membership = node.membership(&config, KeyRing::new(&[secret])?).await?;
     let gossip = gossip::run(membership, listeners.gossip, node.started, gossip_inbox, view_sender);
     let mut gossip = tokio::spawn(gossip);
-    let mut grpc = tokio::spawn(node.grpc(listeners.grpc, until_true(drained.clone())));
-    let router = http::router(app);
-    let http = axum::serve(listeners.http, router).with_graceful_shutdown(until_true(drained));
-    let mut http = tokio::spawn(http.into_future());
+    let mut grpc = tokio::spawn(node.grpc(listeners.grpc, until_true(drained)));
     let joining = node.joining(&config, waiting_for);
 
     let outcome = tokio::select! {
-        () = stop => Ok(()),
+        () = &mut stop => Ok(()),
         ended = &mut gossip => Err(flatten(ended).err().unwrap_or_else(|| anyhow::anyhow!("gossip ended"))),
         ended = &mut grpc => Err(flatten(ended).err().unwrap_or_else(|| anyhow::anyhow!("the RPC server ended"))),
-        ended = &mut http => {
-            let ended = ended.context("the HTTP server panicked")?;
-            Err(ended.err().map_or_else(|| anyhow::anyhow!("the HTTP server ended"), anyhow::Error::new))
-        }
+        ended = &mut http => Err(why_http_ended(ended)),
         failed = node.join_and_watch(joining) => Err(failed),
     };
     tracing::info!("stopping");
@@ -147,7 +158,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     if tokio::time::timeout(DRAIN_MAX, drain).await.is_err() {
         tracing::info!("requests in flight were cut off");
     }
-    let engine = node.engine.clone();
+    let engine = node.engine().clone();
     let closed = tokio::task::spawn_blocking(move || engine.close()).await.context("closing the storage")?;
     outcome?;
     closed.context("cannot close the storage")?;
@@ -155,16 +166,21 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     Ok(())
 }
 
-async fn open_engine(
-    path: &Path,
-    config: &Config,
-    registry: &Arc<Mutex<Registry>>,
-) -> anyhow::Result<Engine> {
-    let options =
-        EngineOptions { retention: config.retention.clone(), ..EngineOptions::new(path.to_owned()) };
-    let registry = Arc::clone(registry);
-    let open = tokio::task::spawn_blocking(move || Engine::open(options, &mut registry.lock()));
-    open.await.context("opening the storage")?.context("cannot open the storage")
+fn why_http_ended(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(Ok(())) => anyhow::anyhow!("the HTTP server ended"),
+        Ok(Err(error)) => anyhow::Error::new(error).context("the HTTP server failed"),
+        Err(panic) => anyhow::Error::new(panic).context("the HTTP server panicked"),
+    }
+}
+
+/// Cancels the opening of the storage when nobody waits for it any more.
+struct CancelOnDrop(OpenProgress);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 fn flatten(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
@@ -177,6 +193,25 @@ async fn until_true(mut flag: watch::Receiver<bool>) {
 }
 
 impl Node {
+    /// Opens the storage, and says meanwhile how far that is.
+    async fn open_engine(&self, opening: Opening, waiting_for: &watch::Sender<String>) -> anyhow::Result<()> {
+        let progress = CancelOnDrop(opening.progress());
+        let mut open = tokio::task::spawn_blocking(move || opening.open());
+        let opened = loop {
+            waiting_for.send_replace(progress.0.to_string());
+            if let Ok(opened) = tokio::time::timeout(PROGRESS_EVERY, &mut open).await {
+                break opened;
+            }
+        };
+        let engine = opened.context("opening the storage")?.context("cannot open the storage")?;
+        self.engine.set(engine).expect("the storage is opened once");
+        Ok(())
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.get().expect("the node joins nobody before its storage is open")
+    }
+
     fn app(&self, config: &Config, waiting_for: watch::Receiver<String>) -> App {
         let ring = RingStatus {
             view: self.view.clone(),
@@ -198,7 +233,7 @@ impl Node {
             registry: Arc::clone(&self.registry),
             metrics: HttpMetrics::new(&mut registry),
             write_budget: App::write_budget(),
-            engine: self.engine.clone(),
+            engine: Arc::clone(&self.engine),
             node_id: self.me.id.clone(),
             zone: self.me.zone.clone(),
             waiting_for,
@@ -283,8 +318,11 @@ impl Node {
 
     /// Starts to serve under `placement`.
     fn open_doors(&self, placement: &Arc<PlacementHandle>) {
-        let replica =
-            Replica { id: self.me.id.clone(), engine: self.engine.clone(), placement: Arc::clone(placement) };
+        let replica = Replica {
+            id: self.me.id.clone(),
+            engine: self.engine().clone(),
+            placement: Arc::clone(placement),
+        };
         let peers = Arc::new(NodePeers {
             replica: replica.clone(),
             cluster: placement.load().cluster,

@@ -4,12 +4,12 @@
 //! that contradicts itself changes nothing of its shard; after an error of the log nothing is acknowledged
 //! any more, while reads go on. This file wires the parts together; each part's own file says how it works.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::flush::{self, FlushSignal};
 use crate::index::Dictionary;
-use crate::keys::{Segment, Tombstone, Window};
+use crate::keys::{Segment, Window};
 use crate::labels::{self, Cardinality, Listed};
 use crate::maintenance;
 use crate::merge;
@@ -33,9 +33,10 @@ use crate::options::{EngineOptions, EngineStats, ReadLimits};
 use crate::past::PastCache;
 use crate::read::{self, SeriesStream};
 use crate::rocks::{Meta, Rocks};
-use crate::shard::Shard;
+use crate::shard::{Appended, Shard};
+use crate::start::Opening;
 use crate::tombstones;
-use crate::wal::{self, FIRST_SEGMENT, Wal, WalOptions};
+use crate::wal::{self, Wal};
 
 /// One node's data. Clones are handles to the same engine; the last one closes it.
 #[derive(Clone, Debug)]
@@ -69,7 +70,8 @@ pub(crate) struct Store {
     pub(crate) past: PastCache,
     pub(crate) rocks: Rocks,
     disk: Disk,
-    pub(crate) wal: Wal,
+    /// Set once the log is replayed.
+    wal: OnceLock<Wal>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flush_signal: FlushSignal,
     pub(crate) maintenance_stop: maintenance::Stop,
@@ -82,87 +84,23 @@ pub(crate) struct Store {
     pub(crate) quarantine: Mutex<HashSet<Window>>,
     /// Signed: a flush may count samples out before their append has counted them in.
     head_samples: AtomicI64,
+    /// As `head_samples`: bytes of memory.
+    head_bytes: AtomicI64,
 }
 
 impl Engine {
-    /// Opens the data directory, creating it if needed, and replays the log. Blocks.
+    /// Opens the data directory, creating it if needed, and replays the log. Blocks. See [`Opening`] for one that
+    /// can be watched.
     ///
     /// # Errors
     /// `InUse` if another process has it, `Corrupt` if stored data is damaged, `Unavailable` on IO errors.
     pub fn open(options: EngineOptions, registry: &mut Registry) -> Result<Self, StorageError> {
-        let started = Instant::now();
-        let (wal_dir, rocks_dir) = (options.dir.join("wal"), options.dir.join("rocks"));
-        for dir in [&options.dir, &wal_dir, &rocks_dir] {
-            create_dir(dir)?;
-        }
-        // The database's lock comes before anything that changes files.
-        let rocks = Rocks::open(&rocks_dir, &options)?;
-        options.steps.pass("open: database opened")?;
-        let temporary = temporary_dir(&options.dir);
-        let clearing = |e| StorageError::io("clear", &temporary, e);
-        if temporary.exists() {
-            fs::remove_dir_all(&temporary).map_err(clearing)?;
-        }
-        fs::create_dir(&temporary).map_err(clearing)?;
+        Opening::new(options, registry).open()
+    }
 
-        let mut shards = HashMap::new();
-        let dictionary = Arc::default();
-        let mut meta = rocks.load_meta()?;
-        restore(&rocks, &mut meta, &mut shards, &dictionary)?;
-        let live: BTreeSet<(Window, u64)> =
-            meta.segments.iter().map(|segment| (segment.key.window, segment.key.segment)).collect();
-        let orphans = rocks.remove_orphans(|window, number| live.contains(&(window, number)))?;
-        options.steps.pass("open: orphans removed")?;
-        let mut head_samples = 0;
-        let replayed = wal::replay(&wal_dir, meta.replay_from, |record| {
-            head_samples += shard_of(&mut shards, &dictionary, record.shard).replay(record)?.grown;
-            Ok(())
-        })?;
-        let records = replayed.records;
-        shards.values().for_each(|shard| shard.finish_restoring());
-        let position = options.dir.join("position");
-        wal::check_position(&position, &wal_dir, meta.replay_from.unwrap_or(FIRST_SEGMENT), &replayed)?;
-
-        options.steps.pass("open: log replayed")?;
-
-        let metrics = Arc::new(Metrics::new(registry));
-        let wal_options = WalOptions {
-            dir: wal_dir,
-            position,
-            segment_bytes: options.wal_segment_bytes,
-            group_bytes_max: options.group_commit_bytes_max,
-            queue_bytes_max: options.wal_queue_bytes_max,
-            steps: options.steps.clone(),
-        };
-        let wal = Wal::start(wal_options, replayed, Arc::clone(&metrics))?;
-        options.steps.pass("open: log started")?;
-        if meta.replay_from.is_none() {
-            rocks.initialise(FIRST_SEGMENT)?;
-        }
-        let series: u64 = shards.values().map(|shard| shard.index.read().len()).sum();
-        metrics.series.set(gauge(series));
-        metrics.head_samples.set(head_samples);
-        tracing::info!(
-            dir = %options.dir.display(), series, head_samples, records, orphans,
-            segments = meta.segments.len(), seconds = started.elapsed().as_secs_f64(), "storage opened"
-        );
-        let store = Arc::new(Store {
-            disk: Disk::new(options.dir.clone(), options.reserve_bytes),
-            past: PastCache::new(options.index_cache_bytes),
-            options,
-            shards: RwLock::new(shards),
-            dictionary,
-            rocks,
-            wal,
-            metrics,
-            flush_signal: FlushSignal::default(),
-            maintenance_stop: maintenance::Stop::default(),
-            next_segment: Mutex::new(meta.next_segment),
-            disk_segments: AtomicU64::new(meta.segments.len() as u64),
-            graveyard: Mutex::default(),
-            quarantine: Mutex::default(),
-            head_samples: AtomicI64::new(head_samples),
-        });
+    /// Starts the flush thread of a store that has its log.
+    pub(crate) fn start(store: Store) -> Result<Self, StorageError> {
+        let store = Arc::new(store);
         store.request_flush_if_due();
         let threads = vec![
             spawn(&store, "saturn-flush", flush::run_guarded)?,
@@ -181,7 +119,7 @@ impl Engine {
     /// `Invalid` names what is wrong; `Overloaded` and `DiskFull` ask to try later; `Failed` and `Closed` are final.
     pub async fn append(&self, batches: Vec<Arc<ShardBatch>>) -> Result<Vec<AppendOutcome>, StorageError> {
         let store = &self.inner.store;
-        store.wal.check()?;
+        store.wal().check()?;
         store.check_load()?;
         store.disk.check(&store.metrics)?;
         let mut bytes = 0;
@@ -189,18 +127,18 @@ impl Engine {
             check(batch)?;
             bytes += record_bytes_estimate(batch);
         }
-        let room = store.wal.room(bytes).await?;
+        let room = store.wal().room(bytes).await?;
         let mut outcomes = Vec::with_capacity(batches.len());
         let mut must_wait = false;
         for batch in &batches {
-            let appended = store.shard(batch.shard).append(batch, &store.wal)?;
+            let appended = store.shard(batch.shard).append(batch, store.wal())?;
             must_wait |= appended.logged;
             store.count_append(&appended);
             outcomes.push(AppendOutcome { unknown: appended.unknown });
         }
         if must_wait {
             store.request_flush_if_due();
-            store.wal.durable(room).await?;
+            store.wal().durable(room).await?;
         }
         Ok(outcomes)
     }
@@ -329,18 +267,14 @@ impl Engine {
     pub fn stats(&self) -> EngineStats {
         let store = &self.inner.store;
         let shards = store.shards.read();
-        let (head_series, head_bytes) = shards.values().fold((0, 0), |(series, bytes), shard| {
-            let head = shard.head.lock();
-            (series + head.samples.series() as u64, bytes + head.samples.bytes() as u64)
-        });
         let index_bytes: usize = shards.values().map(|shard| shard.index.read().bytes()).sum();
         EngineStats {
-            head_series,
-            head_bytes,
+            head_series: shards.values().map(|shard| shard.head.lock().samples.series() as u64).sum(),
+            head_bytes: store.head_bytes(),
             series: shards.values().map(|shard| shard.index.read().len()).sum(),
             index_bytes: (index_bytes + store.dictionary.bytes()) as u64,
             head_samples: store.samples_in_memory(),
-            wal_bytes: store.wal.bytes(),
+            wal_bytes: store.wal().bytes(),
             disk_bytes: store.rocks.disk_bytes(),
             flushed_segments: store.disk_segments.load(Ordering::Relaxed),
         }
@@ -381,7 +315,7 @@ impl Inner {
         for thread in threads.drain(..) {
             thread.join().expect("the threads catch their panics");
         }
-        self.store.wal.close()
+        self.store.wal().close()
     }
 }
 
@@ -393,6 +327,37 @@ impl Drop for Inner {
 }
 
 impl Store {
+    /// Without shards and log.
+    pub(crate) fn new(options: EngineOptions, rocks: Rocks, metrics: Arc<Metrics>, meta: &Meta) -> Self {
+        Self {
+            disk: Disk::new(options.dir.clone(), options.reserve_bytes),
+            past: PastCache::new(options.index_cache_bytes),
+            options,
+            shards: RwLock::default(),
+            dictionary: Arc::default(),
+            rocks,
+            wal: OnceLock::new(),
+            metrics,
+            flush_signal: FlushSignal::default(),
+            maintenance_stop: maintenance::Stop::default(),
+            next_segment: Mutex::new(meta.next_segment),
+            disk_segments: AtomicU64::new(meta.segments.len() as u64),
+            graveyard: Mutex::default(),
+            quarantine: Mutex::default(),
+            head_samples: AtomicI64::new(0),
+            head_bytes: AtomicI64::new(0),
+        }
+    }
+
+    /// Takes the log, behind what was replayed.
+    pub(crate) fn start_wal(&self, wal: Wal) {
+        self.wal.set(wal).expect("a log is started once");
+    }
+
+    pub(crate) fn wal(&self) -> &Wal {
+        self.wal.get().expect("the log is started before anybody has the engine")
+    }
+
     pub(crate) fn temporary_dir(&self) -> PathBuf {
         temporary_dir(&self.options.dir)
     }
@@ -413,23 +378,34 @@ impl Store {
         self.options.steps.pass(step)
     }
 
-    fn shard(&self, shard: ShardId) -> Arc<Shard> {
-        self.known_shard(shard)
-            .unwrap_or_else(|| Arc::clone(shard_of(&mut self.shards.write(), &self.dictionary, shard)))
+    /// The shard, which is added if it is new.
+    pub(crate) fn shard(&self, shard: ShardId) -> Arc<Shard> {
+        let new = || Arc::new(Shard::new(shard, &self.dictionary));
+        let added = || Arc::clone(self.shards.write().entry(shard).or_insert_with(new));
+        self.known_shard(shard).unwrap_or_else(added)
     }
 
-    fn samples_in_memory(&self) -> u64 {
+    pub(crate) fn samples_in_memory(&self) -> u64 {
         u64::try_from(self.head_samples.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
-    fn check_load(&self) -> Result<(), StorageError> {
-        let samples = self.samples_in_memory();
-        let max = 2 * self.options.flush_samples_max as u64;
-        if samples >= max { Err(StorageError::Overloaded { samples, max }) } else { Ok(()) }
+    fn head_bytes(&self) -> u64 {
+        u64::try_from(self.head_bytes.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
-    fn count_append(&self, appended: &crate::shard::Appended) {
-        self.change_head_samples(appended.grown);
+    /// Whether memory reached the bound at which a flush starts.
+    pub(crate) fn is_head_full(&self) -> bool {
+        self.head_bytes() >= self.options.flush_head_bytes_max as u64
+    }
+
+    fn check_load(&self) -> Result<(), StorageError> {
+        let bytes = self.head_bytes();
+        let max = 2 * self.options.flush_head_bytes_max as u64;
+        if bytes >= max { Err(StorageError::Overloaded { bytes, max }) } else { Ok(()) }
+    }
+
+    fn count_append(&self, appended: &Appended) {
+        self.count_replay(appended);
         self.metrics.appended_samples.inc_by(appended.new_samples as u64);
         self.metrics.duplicate_samples.inc_by(appended.duplicates as u64);
         self.metrics.unknown_series.inc_by(appended.unknown.len() as u64);
@@ -442,9 +418,16 @@ impl Store {
         self.metrics.series.set(gauge(series));
     }
 
-    /// Samples left memory.
-    pub(crate) fn forget_head_samples(&self, gone: i64) {
-        self.change_head_samples(-gone);
+    /// Counts what came into memory from the log.
+    pub(crate) fn count_replay(&self, appended: &Appended) {
+        self.change_head_samples(appended.grown);
+        self.change_head_bytes(appended.grown_bytes);
+    }
+
+    /// Samples left memory, and so many bytes of it are free.
+    pub(crate) fn forget_head(&self, samples: i64, bytes: i64) {
+        self.change_head_samples(-samples);
+        self.change_head_bytes(-bytes);
     }
 
     fn change_head_samples(&self, by: i64) {
@@ -452,10 +435,14 @@ impl Store {
         self.metrics.head_samples.set(before + by);
     }
 
+    pub(crate) fn change_head_bytes(&self, by: i64) {
+        let before = self.head_bytes.fetch_add(by, Ordering::Relaxed);
+        self.metrics.head_bytes.set(before + by);
+    }
+
     /// Asks for a flush if memory or the log reached its bound.
     pub(crate) fn request_flush_if_due(&self) {
-        let due = self.samples_in_memory() >= self.options.flush_samples_max as u64
-            || self.wal.bytes() >= self.options.flush_wal_bytes_max;
+        let due = self.is_head_full() || self.wal().bytes() >= self.options.flush_wal_bytes_max;
         if due {
             self.flush_signal.request();
         }
@@ -476,67 +463,20 @@ fn spawn(store: &Arc<Store>, name: &str, run: fn(&Store)) -> Result<JoinHandle<(
     thread.map_err(|e| StorageError::io("start a thread for", &store.options.dir, e))
 }
 
-fn temporary_dir(dir: &Path) -> PathBuf {
+pub(crate) fn temporary_dir(dir: &Path) -> PathBuf {
     dir.join("tmp")
 }
 
-fn gauge(value: u64) -> i64 {
+pub(crate) fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// Creates a directory and makes its name durable.
-fn create_dir(dir: &Path) -> Result<(), StorageError> {
+pub(crate) fn create_dir(dir: &Path) -> Result<(), StorageError> {
     let io = |e| StorageError::io("create", dir, e);
     fs::create_dir_all(dir).map_err(io)?;
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     wal::sync_dir(parent).map_err(io)
-}
-
-fn shard_of<'a>(
-    shards: &'a mut HashMap<ShardId, Arc<Shard>>,
-    dictionary: &Arc<Dictionary>,
-    shard: ShardId,
-) -> &'a Arc<Shard> {
-    shards.entry(shard).or_insert_with(|| Arc::new(Shard::new(shard, dictionary)))
-}
-
-/// Brings back series and segments from the database.
-fn restore(
-    rocks: &Rocks,
-    meta: &mut Meta,
-    shards: &mut HashMap<ShardId, Arc<Shard>>,
-    dictionary: &Arc<Dictionary>,
-) -> Result<(), StorageError> {
-    for resident in meta.resident.drain(..) {
-        let shard = shard_of(shards, dictionary, resident.shard);
-        let mut missing = resident.series.clone();
-        rocks.series_rows(shard.id, &resident.series, |row| {
-            missing.remove(row.ordinal);
-            shard.restore_series(row);
-        })?;
-        if let Some(ordinal) = missing.min() {
-            return Err(rocks.inconsistent(format!("series {ordinal} of shard {} is missing", shard.id)));
-        }
-        shard.restore_ordinals(resident.ordinals);
-    }
-    for (shard, ordinals) in &meta.ordinals {
-        shard_of(shards, dictionary, *shard).reserve_ordinals(*ordinals);
-    }
-    let mut tombstones: HashMap<ShardId, Vec<Arc<Tombstone>>> = HashMap::new();
-    for tombstone in meta.tombstones.drain(..) {
-        tombstones.entry(tombstone.shard).or_default().push(Arc::new(tombstone));
-    }
-    for (shard, tombstones) in tombstones {
-        shard_of(shards, dictionary, shard).restore_tombstones(tombstones);
-    }
-    let mut segments: HashMap<ShardId, Vec<Arc<Segment>>> = HashMap::new();
-    for segment in &meta.segments {
-        segments.entry(segment.key.shard).or_default().push(Arc::new(segment.clone()));
-    }
-    for (shard, segments) in segments {
-        shard_of(shards, dictionary, shard).restore_segments(segments);
-    }
-    Ok(())
 }
 
 /// Whether a batch makes sense by itself.

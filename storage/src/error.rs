@@ -34,10 +34,10 @@ pub enum StorageError {
         max: u64,
     },
     /// Appends arrive faster than flushes finish. Try again later.
-    #[error("{samples} samples wait in memory, the limit is {max} (twice flush_samples_max)")]
+    #[error("{bytes} bytes of samples wait in memory, the limit is {max} (twice flush_head_bytes_max)")]
     Overloaded {
-        /// Samples in memory now.
-        samples: u64,
+        /// Bytes of the head now.
+        bytes: u64,
         /// The limit.
         max: u64,
     },

@@ -30,7 +30,7 @@ use crate::keys::{Segment, SegmentKey, SeriesKey, Window};
 use crate::past;
 use crate::rocks::Resident;
 use crate::segment::{LazyTable, Samples, SegmentWriter};
-use crate::shard::{Shard, Taken};
+use crate::shard::{Eviction, Shard, Taken};
 
 /// After a failed flush the thread waits this long.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -113,7 +113,7 @@ pub(crate) fn run_guarded(store: &Store) {
         }
     };
     if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
-        store.wal.fail(io::Error::other("the flush thread panicked"));
+        store.wal().fail(io::Error::other("the flush thread panicked"));
     }
 }
 
@@ -124,18 +124,33 @@ pub(crate) fn flush(store: &Store) -> Result<(), StorageError> {
 
 /// Flushes all shards. The caller holds the lock on the number of the next segment.
 pub(crate) fn flush_locked(store: &Store, next_segment: &mut u64) -> Result<(), StorageError> {
-    store.wal.check()?;
+    store.wal().check()?;
     if !store.all_shards().iter().any(|shard| shard.needs_flush(store.options.series_idle)) {
         return Ok(());
     }
-    let started = Instant::now();
-    let replay_from = store.wal.rotate()?;
+    let replay_from = store.wal().rotate()?;
     store.failpoint("flush: log rotated")?;
+    move_to_disk(store, next_segment, replay_from, Eviction::IdleFor(store.options.series_idle))?;
+    if let Err(error) = store.wal().remove_below(replay_from) {
+        // The samples are safe twice; the next flush or start removes the files.
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove old log segments");
+    }
+    Ok(())
+}
+
+/// Steps 2 to 6 of the module's description: log segments below `replay_from` are not needed any more then.
+pub(crate) fn move_to_disk(
+    store: &Store,
+    next_segment: &mut u64,
+    replay_from: u64,
+    eviction: Eviction,
+) -> Result<(), StorageError> {
+    let started = Instant::now();
     // Listed only now: a shard that was new a moment ago may have records in the log that goes.
     let shards = store.all_shards();
     let taken: Vec<(Arc<Shard>, Taken)> = shards
         .into_iter()
-        .filter_map(|shard| shard.begin_flush(store.options.series_idle).map(|taken| (shard, taken)))
+        .filter_map(|shard| shard.begin_flush(eviction).map(|taken| (shard, taken)))
         .collect();
     let number = *next_segment;
     *next_segment += 1;
@@ -146,22 +161,21 @@ pub(crate) fn flush_locked(store: &Store, next_segment: &mut u64) -> Result<(), 
                 shard.finish_flush(taken, own);
             }
             store.disk_segments.fetch_add(written.segments.len() as u64, Ordering::Relaxed);
-            let samples: usize = taken.iter().map(|(_, taken)| taken.samples()).sum();
-            store.forget_head_samples(i64::try_from(samples).unwrap_or(i64::MAX));
+            for (_, taken) in &taken {
+                store.forget_head(taken.samples(), taken.bytes());
+            }
             store.count_series();
             store.metrics.flushed_samples.inc_by(written.samples);
             store.metrics.flushed_bytes.inc_by(written.bytes);
         }
         Err(error) => {
-            let repeated: i64 = taken.iter().map(|(shard, taken)| shard.abort_flush(taken)).sum();
-            store.forget_head_samples(repeated);
+            for (shard, taken) in &taken {
+                let (samples, bytes) = shard.abort_flush(taken);
+                store.forget_head(samples, bytes);
+            }
             store.metrics.flush_failures.inc();
             return Err(error);
         }
-    }
-    if let Err(error) = store.wal.remove_below(replay_from) {
-        // The samples are safe twice; the next flush or start removes the files.
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove old log segments");
     }
     store.metrics.flush_duration.observe(started.elapsed().as_secs_f64());
     Ok(())

@@ -78,12 +78,9 @@ impl HeadSamples {
         self.slots.is_empty()
     }
 
-    /// Bytes of memory, the allocator's own not counted.
+    /// Bytes of memory that the samples take. What is only reserved, and the allocator's own, is not counted.
     pub(crate) fn bytes(&self) -> usize {
-        self.heap_bytes
-            + self.slots.capacity() * size_of::<Slot>()
-            + self.directory.capacity() * size_of::<Option<Box<[u32; PAGE]>>>()
-            + self.pages * size_of::<[u32; PAGE]>()
+        self.heap_bytes + self.slots.len() * size_of::<Slot>() + self.pages * size_of::<[u32; PAGE]>()
     }
 
     /// Adds all samples of another.

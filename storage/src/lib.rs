@@ -5,6 +5,7 @@
 //! * [`Engine`] (`engine.rs`): the only door. [`Engine::append`] acks what is durable and visible.
 //! * `shard.rs`: one virtual shard, its series and ordinals; `head.rs`: its samples in memory, `run.rs`: those of
 //!   one series; `histograms.rs`: those that are native histograms.
+//! * `start.rs`: from files to a running engine, replay by several threads, and its progress.
 //! * `wal/`: the log with group commit, its format, replay, and what counts as damage.
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `codec/`: columns as bytes.
 //! * `merge.rs`: fewer segments; `retention.rs`: none that are too old; `maintenance.rs`: when both happen;
@@ -58,6 +59,7 @@ mod rocks;
 mod run;
 mod segment;
 mod shard;
+mod start;
 mod steps;
 mod tombstones;
 mod wal;
@@ -72,4 +74,5 @@ pub use labels::{Cardinality, Listed};
 pub use options::{EngineOptions, EngineStats, ReadLimits};
 pub use read::SeriesStream;
 pub use retention::Retention;
+pub use start::{OpenProgress, Opening};
 pub use steps::{STEPS, StepHook};

@@ -62,7 +62,7 @@ pub(crate) fn run_guarded(store: &Store) {
         }
     };
     if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
-        store.wal.fail(io::Error::other("the maintenance thread panicked"));
+        store.wal().fail(io::Error::other("the maintenance thread panicked"));
     }
 }
 

@@ -87,7 +87,7 @@ pub(crate) fn merge_one(store: &Store, now_ms: i64) -> Result<Step, StorageError
 
 fn merge_next(store: &Store, due: Due) -> Result<Step, StorageError> {
     let mut next_segment = store.next_segment.lock();
-    store.wal.check()?;
+    store.wal().check()?;
     let Some((window, inputs)) = choose(store, due) else {
         return Ok(Step::Idle);
     };

@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     pub(crate) unknown_series: Counter,
     pub(crate) series: Gauge,
     pub(crate) head_samples: Gauge,
+    pub(crate) head_bytes: Gauge,
     pub(crate) wal_fsync_duration: Histogram,
     pub(crate) wal_written_bytes: Counter,
     pub(crate) wal_group_bytes: Histogram,
@@ -42,6 +43,7 @@ impl Metrics {
             unknown_series: Counter::default(),
             series: Gauge::default(),
             head_samples: Gauge::default(),
+            head_bytes: Gauge::default(),
             wal_fsync_duration: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
             wal_written_bytes: Counter::default(),
             wal_group_bytes: Histogram::new(exponential_buckets(256.0, 4.0, 8)),
@@ -102,6 +104,7 @@ impl Metrics {
         };
         gauge("series", "Series known", &self.series);
         gauge("head_samples", "Samples in memory", &self.head_samples);
+        gauge("head_bytes", "Bytes of memory of these samples", &self.head_bytes);
         gauge("wal_failed", "1 once writing failed and nothing is acknowledged any more", &self.wal_failed);
         gauge("disk_full", "1 while writes are refused to keep the reserve of free space", &self.disk_full);
         let mut histogram = |name: &str, help: &str, histogram: &Histogram| {

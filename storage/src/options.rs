@@ -17,8 +17,8 @@ pub struct EngineOptions {
     pub group_commit_bytes_max: usize,
     /// Most bytes that wait for the WAL's writer; appenders wait beyond it.
     pub wal_queue_bytes_max: usize,
-    /// Samples in memory at which a flush starts. Twice as many are refused as overload.
-    pub flush_samples_max: usize,
+    /// Bytes of samples in memory at which a flush starts. Twice as many are refused as overload.
+    pub flush_head_bytes_max: usize,
     /// WAL size at which a flush starts, in bytes: bounds the time to start again.
     pub flush_wal_bytes_max: u64,
     /// Longest time between flushes.
@@ -49,7 +49,7 @@ impl EngineOptions {
             wal_segment_bytes: 64 << 20,
             group_commit_bytes_max: 2 << 20,
             wal_queue_bytes_max: 16 << 20,
-            flush_samples_max: 20_000_000,
+            flush_head_bytes_max: 512 << 20,
             flush_wal_bytes_max: 2 << 30,
             flush_interval: Duration::from_secs(30 * 60),
             maintenance_interval: Duration::from_secs(60),
@@ -82,10 +82,10 @@ pub struct EngineStats {
     pub index_bytes: u64,
     /// Samples in memory, those that are just being flushed included.
     pub head_samples: u64,
-    /// Series that have samples in memory. What is just being flushed is not counted, here and below.
-    pub head_series: u64,
-    /// Bytes of memory of these samples: compressed, with their records and directory.
+    /// Bytes of memory of these samples: compressed, with the record of each series.
     pub head_bytes: u64,
+    /// Series that have samples in memory, those being flushed not included.
+    pub head_series: u64,
     /// Bytes of the WAL's segment files.
     pub wal_bytes: u64,
     /// Bytes of RocksDB's table files.

@@ -87,6 +87,9 @@ impl Hasher for FingerprintHasher {
     }
 }
 
+/// What one unit of a histogram's weight takes in memory, roughly.
+const WEIGHT_BYTES: i64 = 16;
+
 /// What an append to one shard did.
 #[derive(Debug, Default)]
 pub(crate) struct Appended {
@@ -99,6 +102,17 @@ pub(crate) struct Appended {
     pub(crate) duplicates: usize,
     /// By how many samples memory grew, with histograms by their weight.
     pub(crate) grown: i64,
+    /// By how many bytes, or shrank.
+    pub(crate) grown_bytes: i64,
+}
+
+/// Which series leave memory with a flush.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Eviction {
+    /// None: records that are still to be replayed know them by their ordinals.
+    Nobody,
+    /// Those whose last sample came so long ago.
+    IdleFor(Duration),
 }
 
 /// What a flush took out of a shard.
@@ -117,9 +131,14 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
-    /// How many samples memory counts for what was taken.
-    pub(crate) fn samples(&self) -> usize {
-        self.samples.len() + self.histograms.weight()
+    /// How many samples memory counts for what was taken, with histograms by their weight.
+    pub(crate) fn samples(&self) -> i64 {
+        to_i64(self.samples.len() + self.histograms.weight())
+    }
+
+    /// How many bytes memory counts for it.
+    pub(crate) fn bytes(&self) -> i64 {
+        to_i64(self.samples.bytes()) + to_i64(self.histograms.weight()) * WEIGHT_BYTES
     }
 }
 
@@ -143,6 +162,7 @@ impl Shard {
         })?;
         wal.enqueue(record)?;
         let mut appended = Appended { unknown, logged: true, ..Appended::default() };
+        let before = head.bytes();
         if !plan.new_series.is_empty() {
             let new = plan.new_series.iter().map(|(fingerprint, labels)| (*fingerprint, (*labels).clone()));
             appended.new_series = self.add_series(&mut head, &batch.tenant, new);
@@ -160,6 +180,7 @@ impl Shard {
             let new = head.append_histograms(*ordinal, timestamps, values, &mut appended);
             appended.duplicates += range.len() - new;
         }
+        appended.grown_bytes = head.bytes() - before;
         Ok(appended)
     }
 
@@ -185,6 +206,7 @@ impl Shard {
         let new = record.new_series.into_iter().skip(repeated);
         let new_series = self.add_series(&mut head, &record.tenant, new);
         let mut appended = Appended { new_series, ..Appended::default() };
+        let before = head.bytes();
         let mut at = 0;
         for (ordinal, count) in record.series {
             let (timestamps, values) = (&record.timestamps[at..at + count], &record.values[at..at + count]);
@@ -211,6 +233,7 @@ impl Shard {
                 head.append_histograms(ordinal, timestamps, &columns[range], &mut appended);
             }
         }
+        appended.grown_bytes = head.bytes() - before;
         Ok(appended)
     }
 
@@ -279,10 +302,12 @@ impl Shard {
     ///
     /// Series whose last sample came longer than `idle` ago leave memory, and those that never got one. If they
     /// come back they are new, with a new ordinal: reads and merges bring both together by their fingerprint.
-    pub(crate) fn begin_flush(&self, idle: Duration) -> Option<Taken> {
+    pub(crate) fn begin_flush(&self, eviction: Eviction) -> Option<Taken> {
         let mut head = self.head.lock();
         let mut index = self.index.write();
-        head.evict(&mut index, idle);
+        if let Eviction::IdleFor(idle) = eviction {
+            head.evict(&mut index, idle);
+        }
         let new_series: Vec<SeriesRow> = (head.persisted..head.next_ordinal)
             .filter_map(|ordinal| Some((ordinal, index.get(ordinal)?)))
             .map(|(ordinal, series)| SeriesRow {
@@ -319,17 +344,20 @@ impl Shard {
         self.index.write().optimize();
     }
 
-    /// The flush failed: what was set aside goes back. Returns by how many samples memory holds less than both
-    /// together did.
-    pub(crate) fn abort_flush(&self, taken: &Taken) -> i64 {
+    /// The flush failed: what was set aside goes back. Returns by how many samples and bytes memory holds less
+    /// than both together did.
+    pub(crate) fn abort_flush(&self, taken: &Taken) -> (i64, i64) {
         let mut head = self.head.lock();
         head.flushing = None;
-        let before = head.samples.len() + taken.samples.len();
+        let samples = head.samples.len() + taken.samples.len();
+        let bytes = head.samples.bytes() + taken.samples.bytes();
         head.samples.merge(&taken.samples);
-        let repeated = to_i64(before - head.samples.len());
-        let before = to_i64(head.histograms.weight() + taken.histograms.weight());
+        let repeated = to_i64(samples - head.samples.len());
+        let weight = to_i64(head.histograms.weight() + taken.histograms.weight());
         head.histograms.abort_flush();
-        repeated + before - to_i64(head.histograms.weight())
+        let lighter = weight - to_i64(head.histograms.weight());
+        let smaller = to_i64(bytes) - to_i64(head.samples.bytes());
+        (repeated + lighter, smaller + lighter * WEIGHT_BYTES)
     }
 
     /// What is live on disk.
@@ -377,6 +405,11 @@ impl Shard {
 }
 
 impl Head {
+    /// How many bytes its samples take; the buckets of histograms roughly.
+    fn bytes(&self) -> i64 {
+        to_i64(self.samples.bytes()) + to_i64(self.histograms.weight()) * WEIGHT_BYTES
+    }
+
     /// Whether samples of the series wait for a flush.
     fn has_samples(&self, ordinal: u32) -> bool {
         self.samples.run(ordinal).is_some() || !self.histograms.lacks(ordinal)

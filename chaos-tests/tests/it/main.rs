@@ -11,6 +11,7 @@
 //! * `histograms`: native histograms in, through kills, and out by every door, as Prometheus has them.
 //! * `refusals`: a node that should not start does not, and says why.
 //! * `operator`: `saturnctl` against a whole and a damaged cluster.
+//! * `start`: a node that replays its log says so.
 //! * `demo`: `saturn demo` comes up, answers, and leaves nothing behind.
 
 mod ack;
@@ -26,3 +27,4 @@ mod queries;
 mod query_api;
 mod refusals;
 mod road;
+mod start;

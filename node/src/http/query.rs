@@ -22,7 +22,8 @@ const TRUNCATED: &str = "results truncated due to limit";
 
 /// The open doors, or why they are shut.
 pub(crate) fn serving(app: &App) -> Result<&Serving, ApiError> {
-    app.serving.get().ok_or_else(|| ApiError::unavailable("this node does not belong to a cluster yet"))
+    let not_yet = || format!("this node does not serve yet: {}", app.waiting_for.borrow().as_str());
+    app.serving.get().ok_or_else(|| ApiError::unavailable(not_yet()))
 }
 
 /// `/api/v1/query`

@@ -115,7 +115,9 @@ pub(crate) async fn ring(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /api/v1/status/node`: this node's clock, disk and contents.
 pub(crate) async fn node(State(app): State<Arc<App>>) -> Response {
-    let engine = app.engine.clone();
+    let Some(engine) = app.engine.get().cloned() else {
+        return ApiError::unavailable(app.waiting_for.borrow().as_str()).into_response();
+    };
     let measured = tokio::task::spawn_blocking(move || (engine.measure_fsync().ok(), engine.stats())).await;
     let (fsync, stats) = match measured {
         Ok(measured) => measured,

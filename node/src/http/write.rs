@@ -78,7 +78,7 @@ async fn handle(
     let Some(serving) = app.serving.get() else {
         return Err(Refused::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            "this node does not belong to a cluster yet",
+            format!("this node does not serve yet: {}", app.waiting_for.borrow().as_str()),
         ));
     };
 

@@ -57,11 +57,13 @@ fn a_crash_after_any_step_loses_nothing() {
 
     let store = engine.store();
     let crash = |step: &str| copy_dir(&at("live"), &at(step));
-    let replay_from = store.wal.rotate().expect("rotated");
+    let replay_from = store.wal().rotate().expect("rotated");
     crash("rotated");
     let shard = store.known_shard(ShardId(1)).expect("known");
-    let taken =
-        vec![(Arc::clone(&shard), shard.begin_flush(Duration::ZERO).expect("there is something to flush"))];
+    let taken = vec![(
+        Arc::clone(&shard),
+        shard.begin_flush(Eviction::IdleFor(Duration::ZERO)).expect("there is something to flush"),
+    )];
     assert_eq!(samples(&engine), before);
     let ordinals = std::iter::once((shard.id, taken[0].1.ordinals));
     store.rocks.write_series(taken[0].1.new_series.iter().cloned(), ordinals, 3).expect("written");
@@ -78,7 +80,7 @@ fn a_crash_after_any_step_loses_nothing() {
     crash("committed");
     shard.finish_flush(&taken[0].1, segments);
     assert_eq!(samples(&engine), before);
-    store.wal.remove_below(replay_from).expect("removed");
+    store.wal().remove_below(replay_from).expect("removed");
     crash("removed");
     drop(engine);
 
@@ -105,8 +107,10 @@ fn an_ingested_file_without_its_row_is_removed() {
     append(&engine, 1, 0..10);
     let store = engine.store();
     let shard = store.known_shard(ShardId(1)).expect("known");
-    let taken =
-        vec![(Arc::clone(&shard), shard.begin_flush(Duration::ZERO).expect("there is something to flush"))];
+    let taken = vec![(
+        Arc::clone(&shard),
+        shard.begin_flush(Eviction::IdleFor(Duration::ZERO)).expect("there is something to flush"),
+    )];
     let tables = write_tables(store, &taken, 1).expect("written");
     store.rocks.ingest(tables.paths).expect("ingested");
     assert_eq!(store.rocks.remove_orphans(|_, _| false).expect("removed"), 1);
@@ -126,8 +130,10 @@ fn removing_an_orphan_spares_the_live_files_that_it_spans() {
     let before = samples(&engine);
     let store = engine.store();
     let shard = store.known_shard(ShardId(1)).expect("known");
-    let taken =
-        vec![(Arc::clone(&shard), shard.begin_flush(Duration::ZERO).expect("there is something to flush"))];
+    let taken = vec![(
+        Arc::clone(&shard),
+        shard.begin_flush(Eviction::IdleFor(Duration::ZERO)).expect("there is something to flush"),
+    )];
     store.rocks.write_series(std::iter::empty(), std::iter::empty(), 3).expect("written");
     let Tables { paths, .. } = write_tables(store, &taken, 2).expect("written");
     assert_eq!(paths.len(), 100);
@@ -166,7 +172,7 @@ fn reads_go_on_after_the_log_failed() {
     let engine = open(dir.path());
     append(&engine, 1, 0..10);
     let before = samples(&engine);
-    engine.store().wal.fail(io::Error::other("injected"));
+    engine.store().wal().fail(io::Error::other("injected"));
     assert!(matches!(engine.flush(), Err(StorageError::Failed { .. })));
     assert!(matches!(engine.close(), Err(StorageError::Failed { .. })));
     assert_eq!(samples(&engine), before);

@@ -54,7 +54,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use position::check_position;
 pub(crate) use record::{AppendRecord, Plan};
-pub(crate) use replay::{Replayed, replay};
+pub(crate) use replay::{Replayed, Sink, bytes_from, replay};
 pub(crate) use writer::{Wal, WalOptions};
 
 use crate::wire::Reader;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use super::record::{AppendRecord, FRAME_BYTES, MARK_BYTES, Record, decode, encode_mark};
@@ -25,13 +25,43 @@ pub(crate) struct Replayed {
     pub(crate) torn_bytes: u64,
 }
 
+/// Takes what the log holds.
+pub(crate) trait Sink {
+    /// Takes a record, which has so many bytes in the log. Says in words what it cannot accept, of this record or
+    /// one since the last [`Sink::settle`].
+    fn record(&mut self, record: AppendRecord, bytes: usize) -> Result<(), String>;
+
+    /// Returns when all records so far are applied: a segment ends here.
+    fn settle(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// A place to move what was applied to the database, and note that replay starts at segment `next`, which is
+    /// there. Returns whether it did.
+    fn make_room(&mut self, _next: u64) -> Result<bool, StorageError> {
+        Ok(false)
+    }
+}
+
+impl<F: FnMut(AppendRecord) -> Result<(), String>> Sink for F {
+    fn record(&mut self, record: AppendRecord, _bytes: usize) -> Result<(), String> {
+        self(record)
+    }
+}
+
+/// Bytes of the segments from `first` on.
+pub(crate) fn bytes_from(dir: &Path, first: u64) -> io::Result<u64> {
+    let segments = list_segments(dir)?.into_iter().filter(|number| *number >= first);
+    segments.map(|number| Ok(fs::metadata(segment_path(dir, number))?.len())).sum()
+}
+
 /// Applies the log in `dir` from segment `replay_from` on. Older segments are removed: their samples are
 /// flushed. `None` means that the database knows of no flush, so the log must be there from its beginning:
-/// that is how a lost database is noticed. `apply` says in words what it cannot accept.
+/// that is how a lost database is noticed.
 pub(crate) fn replay(
     dir: &Path,
     replay_from: Option<u64>,
-    mut apply: impl FnMut(AppendRecord) -> Result<(), String>,
+    sink: &mut impl Sink,
 ) -> Result<Replayed, StorageError> {
     let listing = |e| StorageError::io("list", dir, e);
     let mut numbers = list_segments(dir).map_err(listing)?;
@@ -53,7 +83,16 @@ pub(crate) fn replay(
             _ => Place::Last,
         };
         let required = replay_from == Some(*number);
-        replay_segment(dir, *number, place, required, &mut replayed, &mut apply)?;
+        let place_in_log = SegmentPlace { dir, number: *number, place, required };
+        replay_segment(&place_in_log, &mut replayed, sink)?;
+        // Whether the next one is there for good, its header says.
+        if matches!(place, Place::Inner { end: Some(_) }) && sink.make_room(number + 1)? {
+            for number in replayed.sizes.extract_if(..=number, |_, _| true).map(|(number, _)| number) {
+                let path = segment_path(dir, number);
+                fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
+            }
+            sync_dir(dir).map_err(listing)?;
+        }
     }
     if replay_from.is_some_and(|from| !numbers.contains(&from)) {
         return Err(corrupt(&segment_path(dir, first), 0, "the WAL segment is missing"));
@@ -75,7 +114,11 @@ fn read_previous_end(dir: &Path, number: u64) -> Result<Option<usize>, StorageEr
     let path = segment_path(dir, number);
     let mut bytes = Vec::with_capacity(HEADER_BYTES);
     let read = File::open(&path).and_then(|file| file.take(HEADER_BYTES as u64).read_to_end(&mut bytes));
-    read.map_err(|e| StorageError::io("read", &path, e))?;
+    match read {
+        // That it is missing is reported when it is its turn.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|e| StorageError::io("read", &path, e))?,
+    };
     let header = Header::decode(&bytes, number);
     Ok(header.map(|header| usize::try_from(header.previous_end).unwrap_or(usize::MAX)))
 }
@@ -84,15 +127,21 @@ fn corrupt(path: &Path, offset: usize, reason: impl Into<String>) -> StorageErro
     StorageError::Corrupt { path: path.into(), offset: offset as u64, reason: reason.into() }
 }
 
-/// `required`: the header of this segment was durable before the database said that replay needs it.
-fn replay_segment(
-    dir: &Path,
+/// One segment of those that are replayed.
+struct SegmentPlace<'a> {
+    dir: &'a Path,
     number: u64,
     place: Place,
+    /// Its header was durable before the database said that replay needs it.
     required: bool,
+}
+
+fn replay_segment(
+    segment: &SegmentPlace<'_>,
     replayed: &mut Replayed,
-    apply: &mut impl FnMut(AppendRecord) -> Result<(), String>,
+    sink: &mut impl Sink,
 ) -> Result<(), StorageError> {
+    let SegmentPlace { dir, number, place, required } = *segment;
     let path = segment_path(dir, number);
     let mut bytes = fs::read(&path).map_err(|e| StorageError::io("read", &path, e))?;
     let Some(Header { salt, .. }) = Header::decode(&bytes, number) else {
@@ -118,7 +167,7 @@ fn replay_segment(
         let record = decode(&bytes[at..]);
         match record {
             Some((Record::Append(record), len)) => {
-                apply(record).map_err(|reason| corrupt(&path, at, reason))?;
+                sink.record(record, len).map_err(|reason| corrupt(&path, at, reason))?;
                 replayed.records += 1;
                 at += len;
             }
@@ -135,6 +184,7 @@ fn replay_segment(
             }
         }
     }
+    sink.settle().map_err(|reason| corrupt(&path, at, reason))?;
     replayed.sizes.insert(number, at as u64);
     replayed.next_number = number + 1;
     Ok(())

@@ -31,7 +31,7 @@ fn metrics() -> Arc<Metrics> {
 /// Replays `dir` from a segment on (`None`: from the beginning).
 fn read_from(dir: &Path, from: Option<u64>) -> Result<Vec<AppendRecord>, StorageError> {
     let mut records = Vec::new();
-    replay(dir, from, |record| {
+    replay(dir, from, &mut |record| {
         records.push(record);
         Ok(())
     })?;
@@ -41,7 +41,7 @@ fn read_from(dir: &Path, from: Option<u64>) -> Result<Vec<AppendRecord>, Storage
 /// The log in `dir`, and the records that it held.
 fn open(options: WalOptions) -> Result<(Wal, Vec<AppendRecord>), StorageError> {
     let mut records = Vec::new();
-    let replayed = replay(&options.dir, None, |record| {
+    let replayed = replay(&options.dir, None, &mut |record| {
         records.push(record);
         Ok(())
     })?;
@@ -255,7 +255,7 @@ async fn nothing_is_acknowledged_after_a_second_error() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let mut records = Vec::new();
     let metrics = metrics();
-    let replayed = replay(dir.path(), None, |record| {
+    let replayed = replay(dir.path(), None, &mut |record| {
         records.push(record);
         Ok(())
     });

@@ -141,7 +141,7 @@ fn a_closed_engine_refuses_appends_and_still_reads() {
 #[test]
 fn too_much_in_memory_is_overload_until_flushed() {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let options = EngineOptions { flush_samples_max: 1, ..EngineOptions::new(dir.path()) };
+    let options = EngineOptions { flush_head_bytes_max: 1, ..EngineOptions::new(dir.path()) };
     let engine = Engine::open(options, &mut Registry::default()).expect("opened");
     let (demo, a) = (tenant("demo"), labels(&[("n", "a")]));
     let ten: Vec<(i64, f64)> = (0..10).map(|t| (t, 1.0)).collect();

@@ -3,6 +3,7 @@
 mod churn;
 mod copy;
 mod doors;
+mod head;
 mod scan;
 mod support;
 mod throughput;
