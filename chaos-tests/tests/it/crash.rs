@@ -84,12 +84,21 @@ impl CrashWriter {
         Ok(None)
     }
 
-    /// Ends it, and tells all that it said.
-    fn kill(mut self, told: &mut Told) -> Result<()> {
+    /// Ends it while `cut` takes the power away, and tells all that it said.
+    ///
+    /// What it calls done while the power goes is not counted as done: Linux lets an fdatasync that races with
+    /// the ioctl return without an error and without having written (in 3 of 100 cuts of a plain file).
+    fn kill(mut self, told: &mut Told, cut: impl FnOnce() -> Result<()>) -> Result<()> {
+        let before = self.heard.lock().expect("nobody panics with it").len();
+        cut()?;
         self.process.kill()?;
         self.process.wait()?;
         self.listener.take().context("once")?.join().expect("the listener does not panic");
-        self.heard.lock().expect("nobody panics with it").iter().for_each(|said| told.hear(said));
+        let heard = self.heard.lock().expect("nobody panics with it");
+        let counts = |(at, said): &(usize, &Said)| {
+            *at < before || !matches!(said, Said::Acked(..) | Said::Deleted(..))
+        };
+        heard.iter().enumerate().filter(counts).for_each(|(_, said)| told.hear(said));
         Ok(())
     }
 }
@@ -146,8 +155,7 @@ impl Run {
                 std::thread::sleep(Duration::from_micros(self.random.below(5000)));
             }
         }
-        self.disk.cut()?;
-        writer.kill(&mut self.told)?;
+        writer.kill(&mut self.told, || self.disk.cut())?;
         self.tally.cuts += 1;
         self.disk.remount().await
     }

@@ -237,11 +237,11 @@ fn tenants_keep_their_own_time() {
     assert_eq!(kept(&engine), [vec![5], vec![], vec![1, 3, 5]]);
     engine.maintain(TimestampMs(40 * HOUR)).expect("expired");
     assert_eq!(kept(&engine), [vec![], vec![], vec![1, 3, 5]]);
-    assert_eq!(engine.stats().series, 1);
     // Without the tenant that keeps everything, all windows go as files.
     drop(engine);
     let engine = open_with(dir.path(), Retention::of_all(hours(8)));
     engine.maintain(TimestampMs(40 * HOUR)).expect("expired");
+    engine.flush().expect("the series leave memory");
     assert_eq!((engine.stats().series, engine.store().rocks.tables()), (0, 0));
 }
 
