@@ -97,9 +97,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         data = %config.data_dir.display(), "starting"
     );
     let registry = Arc::new(Mutex::new(Registry::default()));
-    let options =
-        EngineOptions { retention: config.retention.clone(), ..EngineOptions::new(data.storage_path()) };
-    let opening = Opening::new(options, &mut registry.lock());
+    let opening = Opening::new(engine_options(&config, &data), &mut registry.lock());
     let (gossip_commands, gossip_inbox) = mpsc::channel(16);
     let (view_sender, view) = watch::channel(View::default());
     let (waiting_for, waiting) = watch::channel("starting".to_owned());
@@ -158,12 +156,20 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     if tokio::time::timeout(DRAIN_MAX, drain).await.is_err() {
         tracing::info!("requests in flight were cut off");
     }
-    let engine = node.engine().clone();
-    let closed = tokio::task::spawn_blocking(move || engine.close()).await.context("closing the storage")?;
+    let closed = close(node.engine().clone()).await;
     outcome?;
-    closed.context("cannot close the storage")?;
+    closed?;
     tracing::info!("stopped");
     Ok(())
+}
+
+fn engine_options(config: &Config, data: &DataDir) -> EngineOptions {
+    EngineOptions { retention: config.retention.clone(), ..EngineOptions::new(data.storage_path()) }
+}
+
+async fn close(engine: Engine) -> anyhow::Result<()> {
+    let closed = tokio::task::spawn_blocking(move || engine.close()).await;
+    closed.context("closing the storage")?.context("cannot close the storage")
 }
 
 fn why_http_ended(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> anyhow::Error {

@@ -119,15 +119,17 @@ pub(crate) fn run_guarded(store: &Store) {
 
 /// Flushes all shards. One flush runs at a time; a second one waits for the first.
 pub(crate) fn flush(store: &Store) -> Result<(), StorageError> {
-    flush_locked(store, &mut store.next_segment.lock())
+    let mut next_segment = store.next_segment.lock();
+    if store.all_shards().iter().any(|shard| shard.needs_flush(store.options.series_idle)) {
+        return flush_locked(store, &mut next_segment);
+    }
+    store.wal().check()
 }
 
-/// Flushes all shards. The caller holds the lock on the number of the next segment.
+/// Flushes all shards, even if nothing is in memory: afterwards the log holds nothing of what was appended before.
+/// The caller holds the lock on the number of the next segment.
 pub(crate) fn flush_locked(store: &Store, next_segment: &mut u64) -> Result<(), StorageError> {
     store.wal().check()?;
-    if !store.all_shards().iter().any(|shard| shard.needs_flush(store.options.series_idle)) {
-        return Ok(());
-    }
     let replay_from = store.wal().rotate()?;
     store.failpoint("flush: log rotated")?;
     move_to_disk(store, next_segment, replay_from, Eviction::IdleFor(store.options.series_idle))?;

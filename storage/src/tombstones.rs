@@ -4,6 +4,10 @@
 //! with lower numbers, and the matchers become a set of ordinals. Samples that arrive later lie in segments
 //! with higher numbers: they stay, whatever their time. A tombstone that concerns no live segment any more
 //! is forgotten.
+//!
+//! The log must not bring a hidden sample back into memory after a crash, where no tombstone hides it. A flush
+//! leaves what was appended while it began in the log that it keeps; so a deletion always flushes, even if nothing
+//! is in memory.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -196,3 +196,38 @@ fn long_runs_are_cut_into_chunks_of_bounded_size() {
     assert_eq!(samples(&engine)[0].1, (-20_000..20_000).collect::<Vec<_>>());
     assert_eq!(engine.stats().flushed_segments, 2);
 }
+
+#[test]
+fn a_deletion_outlives_a_crash_even_of_what_came_while_a_flush_began() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (live, crashed) = (dir.path().join("live"), dir.path().join("crashed"));
+    // Between the log's rotation and the head: in the flushed segments, and in the log that is kept.
+    let late: Arc<std::sync::OnceLock<Engine>> = Arc::default();
+    let hook = {
+        let late = Arc::clone(&late);
+        crate::StepHook::new(move |step| {
+            if let Some(engine) = late.get().filter(|_| step == "flush: log rotated")
+                && engine.stats().head_samples == 10
+            {
+                append(engine, 1, 10..20);
+            }
+            Ok(())
+        })
+    };
+    let options = EngineOptions { steps: hook, ..EngineOptions::new(&live) };
+    let engine = Engine::open(options, &mut Registry::default()).expect("opened");
+    late.set(engine.clone()).expect("once");
+    append(&engine, 1, 0..10);
+    engine.flush().expect("flushed");
+    assert_eq!(engine.stats().head_samples, 0);
+    let everything = Selection {
+        tenant: tenant(),
+        matchers: Vec::new(),
+        start: TimestampMs(i64::MIN),
+        end: TimestampMs(i64::MAX),
+    };
+    assert_eq!(engine.delete_series(&everything).expect("deleted"), 1);
+    assert_eq!(samples(&engine), []);
+    copy_dir(&live, &crashed);
+    assert_eq!(samples(&open(&crashed)), []);
+}
