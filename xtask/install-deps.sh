@@ -9,11 +9,12 @@ case $what in build | test) ;; *) echo "usage: $0 build|test" >&2; exit 2 ;; esa
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# RocksDB's bindings are made by bindgen, which loads libclang.
+# RocksDB's bindings are made by bindgen, which loads libclang. `libclang-cpp.so` is another library.
 have_libclang() {
     [[ -n ${LIBCLANG_PATH:-} ]] && return
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null && return
-    (ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null) | grep -q 'libclang[-.]'
+    compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null && return
+    compgen -G '/usr/lib/llvm-*/lib/libclang-[0-9]*.so*' >/dev/null && return
+    (ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null) | grep -Eq 'libclang(-[0-9.]+)?\.so'
 }
 
 missing=()
