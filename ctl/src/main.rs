@@ -1,7 +1,7 @@
 //! `saturnctl`: the operator's command line.
 //!
-//! It speaks the HTTP API of any one node. Exit codes: 0 all is well; 1 the command failed, or `doctor`
-//! found something broken; 2 the command line is wrong.
+//! It speaks the HTTP API of any one node; `storage` looks into a data directory instead. Exit codes: 0 all is well;
+//! 1 the command failed, or `doctor` found something broken; 2 the command line is wrong; 3 `storage verify` found damage.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks through these")]
 
@@ -11,6 +11,7 @@ mod promql;
 mod promql_test;
 mod query;
 mod ring;
+mod storage;
 mod table;
 
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ use crate::api::Api;
 #[command(
     name = "saturnctl",
     version,
-    after_help = "Exit codes: 0 all is well, 1 failed, 2 wrong command line."
+    after_help = "Exit codes: 0 all is well, 1 failed, 2 wrong command line, 3 damage (storage verify)."
 )]
 struct Cli {
     /// HTTP address of any node.
@@ -57,6 +58,9 @@ enum Command {
     /// Work on the language itself.
     #[command(subcommand)]
     Promql(promql::PromqlCommand),
+    /// Look into a data directory that no node has open.
+    #[command(subcommand)]
+    Storage(storage::StorageCommand),
     /// Check reachability, clocks, replication and disks of all members.
     Doctor,
 }
@@ -95,6 +99,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Query(QueryCommand::Range(args)) => query::range(&api, &args, cli.output).await,
         Command::Promql(promql::PromqlCommand::Diff(args)) => promql::diff(&args, cli.output).await,
         Command::Promql(promql::PromqlCommand::Test(args)) => promql_test::run(&args, cli.output),
+        Command::Storage(command) => storage::run(&command, cli.output),
         Command::Doctor => doctor::run(&api, cli.output).await,
     }
 }

@@ -7,6 +7,7 @@ mod listing;
 mod retention;
 mod secret;
 mod settings;
+mod storage;
 mod value;
 mod yaml;
 
@@ -22,6 +23,7 @@ use saturn_storage::Retention;
 
 pub(crate) use listing::Listing;
 pub(crate) use secret::Secret;
+pub(crate) use storage::StorageConfig;
 pub(crate) use value::Origin;
 
 use crate::http::admin::AdminApi;
@@ -62,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) secret: Option<Secret>,
     /// How long samples are kept.
     pub(crate) retention: Retention,
+    /// What else is set of the storage engine.
+    pub(crate) storage: StorageConfig,
     /// Whether the admin endpoints are on.
     pub(crate) admin: AdminApi,
     /// Least severe level that is logged: error, warn, info, debug or trace.
@@ -164,6 +168,7 @@ impl Config {
             shards: given.value(settings::CLUSTER_SHARDS).integer()?,
             secret: given.set(settings::CLUSTER_SECRET_FILE).map(read_secret).transpose()?,
             retention: retention::read(&given)?,
+            storage: StorageConfig::read(&given)?,
             admin: if given.value(settings::ENABLE_ADMIN_API).switch()? {
                 AdminApi::Enabled
             } else {

@@ -164,7 +164,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
 }
 
 fn engine_options(config: &Config, data: &DataDir) -> EngineOptions {
-    EngineOptions { retention: config.retention.clone(), ..EngineOptions::new(data.storage_path()) }
+    config.storage.engine_options(data.storage_path(), config.retention.clone())
 }
 
 async fn close(engine: Engine) -> anyhow::Result<()> {

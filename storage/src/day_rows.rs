@@ -17,8 +17,11 @@
 use roaring::RoaringBitmap;
 use saturn_model::{ShardId, TenantId};
 
-use crate::keys::{Span, Window};
+use crate::keys::Window;
+use crate::wire::Reader;
 
+/// Windows of a day.
+const WINDOWS: i32 = 12;
 const DAY_ROW: u8 = b'd';
 const ALL: u8 = b'a';
 const PAIR: u8 = b'p';
@@ -30,7 +33,7 @@ pub(crate) struct Day(u32);
 impl Day {
     /// The day that the window lies in.
     pub(crate) fn of(window: Window) -> Self {
-        let number = window.number().div_euclid(Span::Day.windows());
+        let number = (window.0 ^ 1 << 31).cast_signed().div_euclid(WINDOWS);
         Self(number.cast_unsigned() ^ 1 << 31)
     }
 
@@ -43,9 +46,8 @@ impl Day {
     }
 
     /// Day and shard of a row.
-    #[cfg(test)]
     pub(crate) fn of_key(key: &[u8]) -> Option<(Self, ShardId)> {
-        let mut reader = crate::wire::Reader::new(key.strip_prefix(&[DAY_ROW])?);
+        let mut reader = Reader::new(key.strip_prefix(&[DAY_ROW])?);
         let day = reader.array().map(u32::from_be_bytes)?;
         Some((Self(day), ShardId(reader.array().map(u16::from_be_bytes)?)))
     }

@@ -1,6 +1,7 @@
 //! The engine: what the rest of Saturn calls.
 //!
-//! Invariants: an append that returned is in the log, synced, and visible to every later read; a request
+//! Invariants: an append that returned is in the log, synced (but see `durability.rs`), and visible to every later
+//! read; a request
 //! that contradicts itself changes nothing of its shard; after an error of the log nothing is acknowledged
 //! any more, while reads go on. This file wires the parts together; each part's own file says how it works.
 
@@ -19,8 +20,10 @@ use saturn_model::{
     BUCKETS_MAX, Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
 };
 
+use crate::check::CheckReport;
 use crate::digest;
 use crate::disk::Disk;
+use crate::durability::Durability;
 use crate::error::StorageError;
 use crate::flush::{self, FlushSignal};
 use crate::index::Dictionary;
@@ -33,10 +36,11 @@ use crate::options::{EngineOptions, EngineStats, ReadLimits};
 use crate::past::PastCache;
 use crate::read::{self, SeriesStream};
 use crate::rocks::{Meta, Rocks};
+use crate::scrub;
 use crate::shard::{Appended, Shard};
 use crate::start::Opening;
 use crate::tombstones;
-use crate::wal::{self, Wal};
+use crate::wal::{self, Ack, Wal};
 
 /// One node's data. Clones are handles to the same engine; the last one closes it.
 #[derive(Clone, Debug)]
@@ -47,7 +51,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Inner {
     store: Arc<Store>,
-    /// The flush thread and the maintenance thread, until they are joined.
+    /// The threads for flushes, maintenance and scrubs, until they are joined.
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -75,15 +79,15 @@ pub(crate) struct Store {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flush_signal: FlushSignal,
     pub(crate) maintenance_stop: maintenance::Stop,
-    /// Number of the next flush, merge or tombstone. Whatever changes the list of live segments holds its lock.
+    /// Number of the next flush, merge or tombstone; its lock is what lets one of them run at a time.
     pub(crate) next_segment: Mutex<u64>,
     pub(crate) disk_segments: AtomicU64,
     /// Segments that are not live any more, whose files may still be read.
     pub(crate) graveyard: Mutex<Vec<Arc<Segment>>>,
-    /// Held by a merge from its choice to its end.
-    pub(crate) merging: Mutex<()>,
-    /// What merges leave alone, because it is damaged or too dense.
-    pub(crate) quarantine: Mutex<HashSet<(ShardId, merge::Scope)>>,
+    /// Windows that merges leave alone, because their data is damaged.
+    pub(crate) quarantine: Mutex<HashSet<Window>>,
+    /// Held while everything is read.
+    pub(crate) scrubbing: Mutex<()>,
     /// Signed: a flush may count samples out before their append has counted them in.
     head_samples: AtomicI64,
     /// As `head_samples`: bytes of memory.
@@ -100,19 +104,21 @@ impl Engine {
         Opening::new(options, registry).open()
     }
 
-    /// Starts the flush thread of a store that has its log.
+    /// Starts the threads of a store that has its log.
     pub(crate) fn start(store: Store) -> Result<Self, StorageError> {
         let store = Arc::new(store);
         store.request_flush_if_due();
         let threads = vec![
             spawn(&store, "saturn-flush", flush::run_guarded)?,
             spawn(&store, "saturn-maintain", maintenance::run_guarded)?,
+            spawn(&store, "saturn-scrub", scrub::run_guarded)?,
         ];
         Ok(Self { inner: Arc::new(Inner { store, threads: Mutex::new(threads) }) })
     }
 
     /// Stores the batches. Resolves when the samples of every known series are in the log, synced, and
-    /// visible to reads. The result is parallel to `batches`.
+    /// visible to reads. The result is parallel to `batches`. If all are of tenants with [`Durability::Interval`], it
+    /// resolves before they are synced.
     ///
     /// If this returns an error or is dropped, any part of the batches may be stored; appending them again is
     /// harmless.
@@ -131,16 +137,21 @@ impl Engine {
         }
         let room = store.wal().room(bytes).await?;
         let mut outcomes = Vec::with_capacity(batches.len());
-        let mut must_wait = false;
+        let mut wait_for = None;
         for batch in &batches {
             let appended = store.shard(batch.shard).append(batch, store.wal())?;
-            must_wait |= appended.logged;
+            if appended.logged {
+                wait_for = match store.options.durability.of(&batch.tenant) {
+                    Durability::Fsync => Some(Ack::Durable),
+                    Durability::Interval => wait_for.or(Some(Ack::Written)),
+                };
+            }
             store.count_append(&appended);
             outcomes.push(AppendOutcome { unknown: appended.unknown });
         }
-        if must_wait {
+        if let Some(ack) = wait_for {
             store.request_flush_if_due();
-            store.wal().durable(room).await?;
+            store.wal().wait(ack, room).await?;
         }
         Ok(outcomes)
     }
@@ -175,8 +186,9 @@ impl Engine {
         read::stream(&self.inner.store, shard, selection, &limits)
     }
 
-    /// The label sets of one shard's series that match and have samples in the range, or on disk in the same 2 h
-    /// window, or the same day if that is over. At most `limit`, and whether there are more.
+    /// The label sets of one shard's series that match and have samples in the range, or in the same 2 h
+    /// window on disk.
+    /// At most `limit`, and whether there are more.
     ///
     /// # Errors
     /// As with [`Engine::select`], as for the other listings.
@@ -248,6 +260,15 @@ impl Engine {
     /// `Unavailable` on IO errors: it may work later. Damaged windows are reported and skipped.
     pub fn maintain(&self, now: TimestampMs) -> Result<(), StorageError> {
         maintenance::maintain(&self.inner.store, now.0)
+    }
+
+    /// Reads everything on disk through all checksums, no faster than the options allow, and says what is damaged.
+    /// Merges leave windows with damage alone from then on. One runs at a time; a second one waits. Blocks.
+    ///
+    /// # Errors
+    /// `Unavailable` on IO errors, `Closed` when the engine is closed meanwhile. Damage is no error.
+    pub fn scrub(&self) -> Result<CheckReport, StorageError> {
+        scrub::scrub(&self.inner.store)
     }
 
     /// A digest of the shard's samples in the 2 h window that begins at `window_start`: equal samples give
@@ -344,8 +365,8 @@ impl Store {
             next_segment: Mutex::new(meta.next_segment),
             disk_segments: AtomicU64::new(meta.segments.len() as u64),
             graveyard: Mutex::default(),
-            merging: Mutex::default(),
             quarantine: Mutex::default(),
+            scrubbing: Mutex::default(),
             head_samples: AtomicI64::new(0),
             head_bytes: AtomicI64::new(0),
         }

@@ -10,14 +10,15 @@
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `codec/`: columns as bytes.
 //! * `merge.rs`: fewer segments; `retention.rs`: none that are too old; `maintenance.rs`: when both happen;
 //!   `tombstones.rs`: deleting series.
-//! * `digest.rs`: what replicas compare.
+//! * `digest.rs`: what replicas compare. `check.rs`: everything on disk, read through its checksums; `scrub.rs`: of
+//!   a running engine; `offline.rs`: of a directory that nobody has open.
 //! * `segment.rs`, `page.rs`: a window's samples as rows of RocksDB, the same whoever writes them.
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
 //! * `index.rs`: the series in memory, matchers to series; `past.rs`, `day_rows.rs`: those that left it.
 //! * `read.rs`: series to merged samples; `labels.rs`: what series and labels there are.
 //! * `retention.rs`, `maintenance.rs`: what is too old, and when that is looked at.
 //! * `steps.rs`: where tests let operations die.
-//! * `disk.rs`: room on the disk; `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
+//! * `durability.rs`: what an acknowledgement means; `disk.rs`: room on the disk; `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
 //!
 //! This crate admits samples of any age and any tenant: quotas, limits and ages are the front door's.
 //! It never asks who owns a shard. It asks the wall clock only which windows are closed or expired.
@@ -29,6 +30,7 @@
     clippy::cast_sign_loss
 )]
 
+mod check;
 #[expect(dead_code, unused_imports, reason = "reads do not use the summaries of chunks yet")]
 mod codec;
 #[cfg(test)]
@@ -37,6 +39,7 @@ mod copy;
 mod day_rows;
 mod digest;
 mod disk;
+mod durability;
 mod engine;
 mod error;
 mod flush;
@@ -50,6 +53,7 @@ mod merge;
 mod metrics;
 #[cfg(test)]
 mod model_tests;
+mod offline;
 mod options;
 mod page;
 mod past;
@@ -57,6 +61,7 @@ mod read;
 mod retention;
 mod rocks;
 mod run;
+mod scrub;
 mod segment;
 mod shard;
 mod start;
@@ -68,11 +73,15 @@ mod wire;
 #[cfg(test)]
 extern crate self as saturn_storage;
 
+pub use check::{CheckReport, Damage};
+pub use durability::{Durability, DurabilityOptions};
 pub use engine::{AppendOutcome, Engine};
 pub use error::StorageError;
 pub use labels::{Cardinality, Listed};
+pub use offline::{LogRecord, Offline, OfflineStats, SegmentInfo, SeriesInfo};
 pub use options::{EngineOptions, EngineStats, ReadLimits};
 pub use read::SeriesStream;
 pub use retention::Retention;
+pub use rocks::ChunkInfo;
 pub use start::{OpenProgress, Opening};
 pub use steps::{STEPS, StepHook};

@@ -17,7 +17,7 @@ use crate::retention;
 /// How long a round waits for a flush that is wanted before it looks again.
 const GIVE_WAY: Duration = Duration::from_millis(100);
 
-/// Ends the thread.
+/// Ends the threads for maintenance and scrubs.
 #[derive(Debug, Default)]
 pub(crate) struct Stop {
     stopping: Mutex<bool>,
@@ -31,13 +31,8 @@ impl Stop {
         self.changed.notify_all();
     }
 
-    /// Whether somebody asked.
-    pub(crate) fn is_stopping(&self) -> bool {
-        *self.stopping.lock()
-    }
-
     /// Waits. Whether the thread shall end.
-    fn wait(&self, at_most: Duration) -> bool {
+    pub(crate) fn wait(&self, at_most: Duration) -> bool {
         let mut stopping = self.stopping.lock();
         let until = Instant::now() + at_most;
         self.changed.wait_while_until(&mut stopping, |stopping| !*stopping, until);

@@ -32,6 +32,9 @@ pub(crate) struct Metrics {
     pub(crate) maintenance_runs: Counter,
     pub(crate) maintenance_duration: Histogram,
     pub(crate) corrupt_reads: Counter,
+    pub(crate) scrub_runs: Counter,
+    pub(crate) scrub_bytes: Counter,
+    pub(crate) scrub_damage: Gauge,
     pub(crate) disk_full: Gauge,
 }
 
@@ -62,6 +65,9 @@ impl Metrics {
             maintenance_runs: Counter::default(),
             maintenance_duration: Histogram::new(exponential_buckets(0.001, 4.0, 10)),
             corrupt_reads: Counter::default(),
+            scrub_runs: Counter::default(),
+            scrub_bytes: Counter::default(),
+            scrub_damage: Gauge::default(),
             disk_full: Gauge::default(),
         };
         metrics.register(registry);
@@ -99,6 +105,8 @@ impl Metrics {
         );
         counter("maintenance_runs", "Rounds of retention and merges", &self.maintenance_runs);
         counter("corrupt_reads", "Reads and merges that found damaged data", &self.corrupt_reads);
+        counter("scrub_runs", "Scrubs: everything on disk was read through its checksums", &self.scrub_runs);
+        counter("scrub_bytes", "Bytes of rows and pages read by scrubs", &self.scrub_bytes);
         let mut gauge = |name: &str, help: &str, gauge: &Gauge| {
             registry.register(format!("saturn_storage_{name}"), help, gauge.clone());
         };
@@ -107,6 +115,7 @@ impl Metrics {
         gauge("head_bytes", "Bytes of memory of these samples", &self.head_bytes);
         gauge("wal_failed", "1 once writing failed and nothing is acknowledged any more", &self.wal_failed);
         gauge("disk_full", "1 while writes are refused to keep the reserve of free space", &self.disk_full);
+        gauge("scrub_damage", "Damaged places that the last scrub found", &self.scrub_damage);
         let mut histogram = |name: &str, help: &str, histogram: &Histogram| {
             registry.register(format!("saturn_storage_{name}"), help, histogram.clone());
         };

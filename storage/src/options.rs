@@ -1,8 +1,10 @@
 //! How an engine is set up, and what it says about itself.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::durability::DurabilityOptions;
 use crate::retention::Retention;
 use crate::steps::StepHook;
 
@@ -17,6 +19,8 @@ pub struct EngineOptions {
     pub group_commit_bytes_max: usize,
     /// Most bytes that wait for the WAL's writer; appenders wait beyond it.
     pub wal_queue_bytes_max: usize,
+    /// Which tenants' appends wait for fdatasync.
+    pub durability: DurabilityOptions,
     /// Bytes of samples in memory at which a flush starts. Twice as many are refused as overload.
     pub flush_head_bytes_max: usize,
     /// WAL size at which a flush starts, in bytes: bounds the time to start again.
@@ -25,6 +29,10 @@ pub struct EngineOptions {
     pub flush_interval: Duration,
     /// Time between rounds of maintenance: retention, and merges that are due.
     pub maintenance_interval: Duration,
+    /// Time between scrubs, which read everything on disk through its checksums; `None`: only when asked.
+    pub scrub_interval: Option<Duration>,
+    /// Most bytes that a scrub reads in a second; `None`: as fast as it can.
+    pub scrub_bytes_per_second: Option<NonZeroU64>,
     /// How long samples are kept.
     pub retention: Retention,
     /// Free space on the disk, in bytes, below which appends are refused.
@@ -49,10 +57,13 @@ impl EngineOptions {
             wal_segment_bytes: 64 << 20,
             group_commit_bytes_max: 2 << 20,
             wal_queue_bytes_max: 16 << 20,
+            durability: DurabilityOptions::default(),
             flush_head_bytes_max: 512 << 20,
             flush_wal_bytes_max: 2 << 30,
             flush_interval: Duration::from_secs(30 * 60),
             maintenance_interval: Duration::from_secs(60),
+            scrub_interval: Some(Duration::from_secs(24 * 3600)),
+            scrub_bytes_per_second: NonZeroU64::new(32 << 20),
             retention: Retention::default(),
             reserve_bytes: 64 << 20,
             block_cache_bytes: 128 << 20,
@@ -90,6 +101,6 @@ pub struct EngineStats {
     pub wal_bytes: u64,
     /// Bytes of RocksDB's table files.
     pub disk_bytes: u64,
-    /// Segments on disk: one per flush, shard and 2 h window, until merges make one of several, and at last one per day.
+    /// Segments on disk: one per flush, shard and 2 h window, until merges make one of several.
     pub flushed_segments: u64,
 }

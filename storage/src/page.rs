@@ -315,6 +315,11 @@ impl Page {
         codec::decode_value_range(chunk, range, &mut self.scratch, values)
     }
 
+    /// The encoded values of chunk `at`.
+    pub(crate) fn value_bytes(&self, at: usize) -> &[u8] {
+        &self.bytes[self.slots[at].values.clone()]
+    }
+
     /// Whether chunk `at` is one of native histograms.
     pub(crate) fn has_histograms(&self, at: usize) -> bool {
         codec::is_histograms(&self.bytes[self.slots[at].values.clone()])

@@ -17,16 +17,19 @@ use saturn_model::ShardId;
 
 use crate::error::StorageError;
 use crate::keys::{
-    FORMAT_VERSION, FORMAT_VERSION_MIN, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_RESIDENT,
-    META_SEGMENT, META_TOMBSTONE, META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
+    FORMAT_VERSION, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_RESIDENT, META_SEGMENT,
+    META_TOMBSTONE, META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
 };
 use crate::merge::Change;
 use crate::options::EngineOptions;
 
 mod index_rows;
+mod read_only;
 mod segment_reader;
 
 pub(crate) use index_rows::IndexWrite;
+pub(crate) use read_only::TableBytes;
+pub use segment_reader::ChunkInfo;
 pub(crate) use segment_reader::{Blocks, SegmentReader};
 
 const DATA: &str = "data";
@@ -44,8 +47,6 @@ pub(crate) struct Rocks {
 /// What `meta` says at start.
 #[derive(Debug, Default)]
 pub(crate) struct Meta {
-    /// Written by an older version, see [`Rocks::upgrade`].
-    pub(crate) is_outdated: bool,
     pub(crate) next_segment: u64,
     /// `None` in a directory that was never opened to the end.
     pub(crate) replay_from: Option<u64>,
@@ -94,16 +95,9 @@ impl Rocks {
     /// Opens or creates the database in `path`.
     pub(crate) fn open(path: &Path, options: &EngineOptions) -> Result<Self, StorageError> {
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
-        let data_options = data_options(&cache);
-        let families = [
-            ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, rows_options(&cache)),
-            ColumnFamilyDescriptor::new(DATA, data_options.clone()),
-            ColumnFamilyDescriptor::new(INDEX, index_options(&cache)),
-            ColumnFamilyDescriptor::new(META, rows_options(&cache)),
-        ];
-        let db = DB::open_cf_descriptors(&database_options(options), path, families)
+        let db = DB::open_cf_descriptors(&database_options(options.open_files_max), path, families(&cache))
             .map_err(|e| opening_error(path, options, e))?;
-        Ok(Self { db, data_options, path: path.into() })
+        Ok(Self { db, data_options: data_options(&cache), path: path.into() })
     }
 
     fn family(&self, name: &str) -> &ColumnFamily {
@@ -146,16 +140,11 @@ impl Rocks {
         });
         // Rows of another version may well look damaged.
         match version {
-            Some(version) if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) => {
-                return Err(self.inconsistent(format!(
-                    "the data has format version {version}, this program reads versions {FORMAT_VERSION_MIN} to \
-                     {FORMAT_VERSION}"
-                )));
-            }
-            Some(version) => meta.is_outdated = version < FORMAT_VERSION,
-            None => {}
+            Some(version) if version != FORMAT_VERSION => Err(self.inconsistent(format!(
+                "the data has format version {version}, this program reads version {FORMAT_VERSION} only"
+            ))),
+            _ => loaded.map(|()| meta),
         }
-        loaded.map(|()| meta)
     }
 
     fn for_each_row(
@@ -169,13 +158,6 @@ impl Rocks {
             each(&key, &value).ok_or_else(|| self.damaged(family, &key))?;
         }
         Ok(())
-    }
-
-    /// Keeps older versions from reading what this one writes.
-    pub(crate) fn upgrade(&self) -> Result<(), StorageError> {
-        let mut batch = WriteBatch::default();
-        batch.put_cf(self.family(META), META_VERSION, FORMAT_VERSION.to_le_bytes());
-        self.write_durably(batch)
     }
 
     /// Notes that the directory is complete, and where replay starts.
@@ -309,7 +291,7 @@ impl Rocks {
             let Some(start) = file.start_key else {
                 continue;
             };
-            // A file has rows of one span and one number only.
+            // A file has rows of one window and one number only.
             let (first, _, _) =
                 SegmentKey::from_data_key(&start).ok_or_else(|| self.damaged(DATA, &start))?;
             if !is_live(first.window, first.segment) {
@@ -359,13 +341,6 @@ impl Table<'_> {
 
 #[cfg(test)]
 impl Rocks {
-    /// Makes the data look like another version's.
-    pub(crate) fn pretend_version(&self, version: u32) {
-        let mut batch = WriteBatch::default();
-        batch.put_cf(self.family(META), META_VERSION, version.to_le_bytes());
-        self.write_durably(batch).expect("written");
-    }
-
     /// A segment's rows without what depends on the replica.
     pub(crate) fn pages(&self, segment: SegmentKey) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut options = read_options();
@@ -387,7 +362,16 @@ impl Rocks {
     }
 }
 
-fn database_options(options: &EngineOptions) -> Options {
+fn families(cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
+    vec![
+        ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, rows_options(cache)),
+        ColumnFamilyDescriptor::new(DATA, data_options(cache)),
+        ColumnFamilyDescriptor::new(INDEX, index_options(cache)),
+        ColumnFamilyDescriptor::new(META, rows_options(cache)),
+    ]
+}
+
+fn database_options(open_files_max: i32) -> Options {
     let mut db = Options::default();
     db.create_if_missing(true);
     db.create_missing_column_families(true);
@@ -396,7 +380,7 @@ fn database_options(options: &EngineOptions) -> Options {
     db.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     db.set_track_and_verify_wals_in_manifest(true);
     db.set_recycle_log_file_num(0);
-    db.set_max_open_files(options.open_files_max);
+    db.set_max_open_files(open_files_max);
     db.set_max_background_jobs(2);
     db.set_max_total_wal_size(64 << 20);
     db.set_keep_log_file_num(4);

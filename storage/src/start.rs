@@ -138,9 +138,6 @@ impl Opening {
         clear(&temporary_dir(&options.dir))?;
         progress.enter(Phase::Series, 0);
         let meta = rocks.load_meta()?;
-        if meta.is_outdated {
-            rocks.upgrade()?;
-        }
         let store = Store::new(options, rocks, metrics, &meta);
         let orphans = restore(&store, &meta)?;
         store.failpoint("open: orphans removed")?;
@@ -159,6 +156,7 @@ impl Opening {
             segment_bytes: store.options.wal_segment_bytes,
             group_bytes_max: store.options.group_commit_bytes_max,
             queue_bytes_max: store.options.wal_queue_bytes_max,
+            sync_interval: store.options.durability.interval,
             steps: store.options.steps.clone(),
         };
         store.start_wal(Wal::start(wal_options, replayed, Arc::clone(&store.metrics))?);

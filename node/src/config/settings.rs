@@ -32,6 +32,8 @@ pub(super) enum Kind {
     Choice(&'static [&'static str]),
     /// A Prometheus duration, or `forever`; minimum and maximum count hours.
     Kept,
+    /// A Prometheus duration; minimum and maximum count milliseconds.
+    Duration,
     /// `true` or `false`; the flag alone is `true`.
     Switch,
     /// `NAME=VALUE,...`; minimum and maximum count entries.
@@ -71,6 +73,13 @@ pub(super) const CLUSTER_SECRET_FILE: &str = "cluster.secret-file";
 pub(super) const RETENTION_TIME: &str = "storage.tsdb.retention.time";
 pub(super) const RETENTION_CLASSES: &str = "storage.retention.classes";
 pub(super) const RETENTION_TENANTS: &str = "storage.retention.tenants";
+pub(super) const DURABILITY_MODE: &str = "storage.durability.mode";
+pub(super) const DURABILITY_TENANTS: &str = "storage.durability.tenants";
+pub(super) const DURABILITY_INTERVAL: &str = "storage.durability.interval";
+pub(super) const SERIES_IDLE: &str = "storage.series-idle";
+pub(super) const INDEX_CACHE: &str = "storage.index-cache";
+pub(super) const SCRUB_INTERVAL: &str = "storage.scrub.interval";
+pub(super) const SCRUB_RATE: &str = "storage.scrub.rate";
 pub(super) const ENABLE_ADMIN_API: &str = "web.enable-admin-api";
 pub(super) const LOG_LEVEL: &str = "log.level";
 pub(super) const LOG_FORMAT: &str = "log.format";
@@ -184,7 +193,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         min: 2,
         max: 876_000,
         default: "15d",
-        help: "How long samples are kept, in whole days: a duration such as 15d or 1y, or forever.",
+        help: "How long samples are kept, in whole windows of 2 h: a duration such as 15d or 1y, or forever.",
     },
     Setting {
         flag: RETENTION_CLASSES,
@@ -205,13 +214,76 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "TENANT=DURATION,... or TENANT=CLASS,...: tenants whose samples are kept for another time. Unset: all keep the same.",
     },
     Setting {
+        flag: DURABILITY_MODE,
+        kind: Kind::Choice(&["fsync", "interval"]),
+        unit: "",
+        min: 0,
+        max: 0,
+        default: "fsync",
+        help: "What a write waits for on each replica: fsync, or only the write to the log, which is synced at an interval.",
+    },
+    Setting {
+        flag: DURABILITY_TENANTS,
+        kind: Kind::Pairs,
+        unit: "entries",
+        min: 1,
+        max: PAIRS_MAX,
+        default: "",
+        help: "TENANT=fsync,... or TENANT=interval,...: tenants whose writes wait for something else. Unset: all wait for the same.",
+    },
+    Setting {
+        flag: DURABILITY_INTERVAL,
+        kind: Kind::Duration,
+        unit: "milliseconds",
+        min: 10,
+        max: 10_000,
+        default: "200ms",
+        help: "How long after its write to the log a sample is synced at the latest, of tenants that do not wait for it.",
+    },
+    Setting {
+        flag: SERIES_IDLE,
+        kind: Kind::Duration,
+        unit: "milliseconds",
+        min: 60_000,
+        max: 604_800_000,
+        default: "1h",
+        help: "How long a series stays in memory after its last sample came.",
+    },
+    Setting {
+        flag: INDEX_CACHE,
+        kind: Kind::Integer,
+        unit: "MiB",
+        min: 1,
+        max: 65_536,
+        default: "32",
+        help: "Memory for what queries found of series that are not in memory.",
+    },
+    Setting {
+        flag: SCRUB_INTERVAL,
+        kind: Kind::Duration,
+        unit: "milliseconds",
+        min: 0,
+        max: 31_536_000_000,
+        default: "1d",
+        help: "Time between scrubs, which read everything on disk through its checksums; 0s: only when asked.",
+    },
+    Setting {
+        flag: SCRUB_RATE,
+        kind: Kind::Integer,
+        unit: "MiB/s",
+        min: 0,
+        max: 65_536,
+        default: "32",
+        help: "Most that a scrub reads in a second; 0: as fast as it can.",
+    },
+    Setting {
         flag: ENABLE_ADMIN_API,
         kind: Kind::Switch,
         unit: "",
         min: 0,
         max: 0,
         default: "false",
-        help: "Whether clients may delete series: the endpoints below /api/v1/admin.",
+        help: "Whether clients may delete series and start scrubs: the endpoints below /api/v1/admin.",
     },
     Setting {
         flag: LOG_LEVEL,
@@ -273,6 +345,7 @@ impl Setting {
             Kind::Integer => format!("a whole number from {min} to {max}"),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
             Kind::Kept => format!("a duration such as 15d, from {min} to {max} hours, or forever"),
+            Kind::Duration => format!("a duration such as 1m30s, from {min} to {max} milliseconds"),
             Kind::Switch => "true or false".to_owned(),
             Kind::Pairs => format!("{min} to {max} pairs NAME=VALUE"),
         }
@@ -303,7 +376,7 @@ impl Setting {
             Kind::AddressList => "HOST:PORT,...",
             Kind::Integer => "NUMBER",
             Kind::Choice(_) => "WORD",
-            Kind::Kept => "DURATION",
+            Kind::Kept | Kind::Duration => "DURATION",
             Kind::Switch => "true|false",
             Kind::Pairs => "NAME=VALUE,...",
         }

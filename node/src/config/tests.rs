@@ -192,3 +192,59 @@ fn a_switch_needs_no_value() {
     assert_eq!(from_env.admin, AdminApi::Enabled);
     assert!(refusal(&["--web.enable-admin-api=yes"]).contains("want true or false"));
 }
+
+#[test]
+fn settings_of_storage_reach_the_engine() {
+    let options = |args: &[&str]| {
+        let config = load_with(args, &[]).expect("valid");
+        config.storage.engine_options("data".into(), config.retention)
+    };
+    let (ours, engine) = (options(&[]), saturn_storage::EngineOptions::new("data"));
+    assert_eq!((ours.series_idle, ours.index_cache_bytes), (engine.series_idle, engine.index_cache_bytes));
+    assert_eq!(
+        (ours.scrub_interval, ours.scrub_bytes_per_second),
+        (engine.scrub_interval, engine.scrub_bytes_per_second)
+    );
+    let other = options(&[
+        "--storage.series-idle=10m",
+        "--storage.index-cache=1",
+        "--storage.scrub.interval=0s",
+        "--storage.scrub.rate=0",
+    ]);
+    assert_eq!((other.series_idle.as_secs(), other.index_cache_bytes), (600, 1 << 20));
+    assert_eq!((other.scrub_interval, other.scrub_bytes_per_second), (None, None));
+    for (wrong, wants) in [
+        ("--storage.series-idle=1s", "from 60000 to 604800000 milliseconds"),
+        ("--storage.series-idle=long", "a duration such as 1m30s"),
+        ("--storage.index-cache=0", "from 1 to 65536"),
+    ] {
+        let text = refusal(&[wrong]);
+        assert!(text.contains(wants), "{wrong}: {text}");
+    }
+}
+
+#[test]
+fn tenants_wait_for_what_they_are_set_to() {
+    let durability = |args: &[&str]| {
+        let config = load_with(args, &[]).expect("valid");
+        config.storage.engine_options("data".into(), config.retention).durability
+    };
+    assert_eq!(durability(&[]), saturn_storage::DurabilityOptions::default());
+    let mixed = durability(&[
+        "--storage.durability.mode=interval",
+        "--storage.durability.tenants=billing=fsync,test=interval",
+        "--storage.durability.interval=50ms",
+    ]);
+    let of = |name: &str| format!("{:?}", mixed.of(&TenantId::new(name).expect("valid")));
+    assert_eq!([of("billing"), of("test"), of("other")], ["Fsync", "Interval", "Interval"]);
+    assert_eq!(mixed.interval.as_millis(), 50);
+    for (wrong, wants) in [
+        ("--storage.durability.mode=never", "one of fsync, interval"),
+        ("--storage.durability.tenants=a=maybe", "tenant \"a\" has \"maybe\""),
+        ("--storage.durability.tenants=A B=fsync", "\"A B\" is none"),
+        ("--storage.durability.interval=1ms", "from 10 to 10000 milliseconds"),
+    ] {
+        let text = refusal(&[wrong]);
+        assert!(text.contains(wants), "{wrong}: {text}");
+    }
+}

@@ -130,6 +130,12 @@ impl Value {
             .ok_or_else(|| self.refused(self.setting.wants()))
     }
 
+    pub(super) fn duration(&self) -> Result<Duration, ConfigError> {
+        let parsed = saturn_promql::parse_duration(&self.text).ok().and_then(|ms| u64::try_from(ms).ok());
+        let ms = parsed.filter(|ms| self.within(*ms)).ok_or_else(|| self.refused(self.setting.wants()))?;
+        Ok(Duration::from_millis(ms))
+    }
+
     /// The pairs of a list, each name once, in their order.
     pub(super) fn pairs(&self) -> Result<Vec<(String, String)>, ConfigError> {
         let mut pairs: Vec<(String, String)> = Vec::new();

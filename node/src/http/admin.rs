@@ -1,15 +1,18 @@
-//! The admin endpoints of Prometheus's API: deleting series, and giving their space back. Off unless a setting
-//! turns them on.
+//! The admin endpoints: those of Prometheus's API for deleting series and giving their space back, and our own for a
+//! scrub. Off unless a setting turns them on.
 
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use saturn_model::{Selection, TimestampMs};
 use saturn_replication::{Erase, Erased};
+use saturn_storage::Damage;
+use serde_json::json;
 
 use super::App;
-use super::answer::ApiError;
+use super::answer::{ApiError, Notes, success_of};
 use super::params::Params;
 use super::query::serving;
 use super::tenant::Tenant;
@@ -48,6 +51,33 @@ pub(crate) async fn delete_series(
 pub(crate) async fn clean_tombstones(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
     check_enabled(&app)?;
     answer(&serving(&app)?.coordinator.erase(Erase::Tombstones).await)
+}
+
+/// `POST /api/v1/admin/tsdb/scrub`: reads everything on this node's disk through its checksums, and answers what was
+/// found when that is done.
+pub(crate) async fn scrub(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    check_enabled(&app)?;
+    let engine =
+        app.engine.get().ok_or_else(|| ApiError::unavailable("the storage is not open yet"))?.clone();
+    let scrubbed = tokio::task::spawn_blocking(move || engine.scrub()).await;
+    let report = match scrubbed {
+        Ok(Ok(report)) => report,
+        Ok(Err(error)) => return Err(ApiError::unavailable(format!("the scrub failed: {error}"))),
+        Err(error) => return Err(ApiError::internal(format!("the scrub failed: {error}"))),
+    };
+    let damage = |damage: &Damage| {
+        json!({
+            "file": damage.file, "shard": damage.shard.map(|shard| shard.0), "segment": damage.segment,
+            "firstMs": damage.range_ms.map(|range| range.0), "lastMs": damage.range_ms.map(|range| range.1),
+            "series": damage.series, "seriesCount": damage.series_count, "what": damage.what,
+        })
+    };
+    let damage: Vec<serde_json::Value> = report.damage.iter().map(damage).collect();
+    let data = json!({
+        "segments": report.segments, "samples": report.samples, "rows": report.rows, "bytes": report.bytes,
+        "damage": damage, "moreDamage": report.more_damage,
+    });
+    Ok(success_of(&data, &Notes::default()))
 }
 
 fn check_enabled(app: &App) -> Result<(), ApiError> {

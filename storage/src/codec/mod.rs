@@ -40,7 +40,7 @@ pub(crate) use histograms::{decode_histograms, encode_histograms, is_histograms,
 pub(crate) use hot::HotRun;
 pub(crate) use timestamps::{TimestampSummary, decode_timestamps, encode_timestamps, summarize_timestamps};
 pub(crate) use values::{
-    ValueFlags, ValueSummary, decode_value_range, decode_values, encode_values, summarize_values,
+    ValueFlags, ValueSummary, class_name, decode_value_range, decode_values, encode_values, summarize_values,
 };
 
 /// Most samples of one chunk or timestamp vector. It bounds what a damaged count can allocate.

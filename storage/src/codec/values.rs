@@ -352,6 +352,13 @@ pub(crate) fn decode_value_range(
     (!at_end || reader.is_empty()).then_some(())
 }
 
+/// What the class of a chunk is called. `None` if there is no such class.
+pub(crate) fn class_name(chunk: &[u8]) -> Option<&'static str> {
+    let (class, ..) = read_kind(&mut Reader::new(chunk))?;
+    let names = ["constant", "constant decimal", "decimal", "near decimal", "places", "xor"];
+    names.get(usize::from(class)).copied()
+}
+
 /// Count, first and last value and flags, without decoding the values. `None` if the front of the chunk is
 /// damaged.
 pub(crate) fn summarize_values(chunk: &[u8]) -> Option<ValueSummary> {

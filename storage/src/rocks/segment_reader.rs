@@ -8,8 +8,9 @@ use rocksdb::DBRawIterator;
 use saturn_model::{Histogram, SeriesColumns};
 
 use super::{DATA, Rocks, hex, read_options};
+use crate::codec;
 use crate::error::StorageError;
-use crate::keys::{Segment, SegmentKey, SeriesKey};
+use crate::keys::{SegmentKey, SeriesKey};
 use crate::page::Page;
 use crate::tombstones::Mask;
 
@@ -20,13 +21,27 @@ const STEPS_MAX: usize = 2;
 pub(crate) struct SegmentReader<'a> {
     rocks: &'a Rocks,
     segment: SegmentKey,
-    /// The first millisecond after its span.
-    end: i64,
     rows: DBRawIterator<'a>,
     place: Place,
     page: Page,
     values: Vec<f64>,
     histograms: Vec<Arc<Histogram>>,
+    bytes_read: u64,
+}
+
+/// One chunk of a series on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkInfo {
+    /// How its values are encoded: the class in `docs/codec-format.md`, or `histograms`.
+    pub codec: &'static str,
+    /// Number of samples.
+    pub samples: usize,
+    /// Time of the first, in milliseconds.
+    pub first_ms: i64,
+    /// Time of the last, in milliseconds.
+    pub last_ms: i64,
+    /// Bytes of the values; the times are shared between series.
+    pub value_bytes: usize,
 }
 
 /// What comes of the blocks that are read.
@@ -49,21 +64,21 @@ enum Place {
 
 impl Rocks {
     /// A reader of one segment.
-    pub(crate) fn segment_reader(&self, segment: &Segment, blocks: Blocks) -> SegmentReader<'_> {
+    pub(crate) fn segment_reader(&self, segment: SegmentKey, blocks: Blocks) -> SegmentReader<'_> {
         let mut options = read_options();
         options.fill_cache(blocks == Blocks::ReadAgain);
-        options.set_iterate_lower_bound(segment.key.data_prefix());
-        options.set_iterate_upper_bound(segment.key.data_end());
+        options.set_iterate_lower_bound(segment.data_prefix());
+        options.set_iterate_upper_bound(segment.data_end());
         let rows = self.db.raw_iterator_cf_opt(self.family(DATA), options);
         SegmentReader {
             rocks: self,
-            segment: segment.key,
-            end: segment.end(),
+            segment,
             rows,
             place: Place::BeforeFirst,
-            page: Page::new(segment.key.window.start()),
+            page: Page::new(segment.window.start()),
             values: Vec::new(),
             histograms: Vec::new(),
+            bytes_read: 0,
         }
     }
 }
@@ -102,6 +117,53 @@ impl SegmentReader<'_> {
             }
             at = 0;
         }
+    }
+
+    /// Bytes of the pages read so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
+    /// Describes the chunks of `series` one by one. To be called as [`SegmentReader::read`].
+    pub(crate) fn describe(
+        &mut self,
+        series: &SeriesKey,
+        mut each: impl FnMut(ChunkInfo),
+    ) -> Result<(), StorageError> {
+        let Some(mut at) = self.find(series)? else {
+            return Err(self.damaged("a series is missing"));
+        };
+        loop {
+            each(self.describe_chunk(at)?);
+            at += 1;
+            self.place = Place::Chunk(at);
+            if at < self.page.len() {
+                if !self.page.continues(at) {
+                    return Ok(());
+                }
+                continue;
+            }
+            if !self.page.goes_on() {
+                return Ok(());
+            }
+            if !self.step()? || self.page.compare(0, series) != Ordering::Equal {
+                return Err(self.damaged("a part of a series is missing"));
+            }
+            at = 0;
+        }
+    }
+
+    fn describe_chunk(&mut self, at: usize) -> Result<ChunkInfo, StorageError> {
+        let bytes = self.page.value_bytes(at);
+        let value_bytes = bytes.len();
+        let codec = if self.page.has_histograms(at) { Some("histograms") } else { codec::class_name(bytes) };
+        let codec = codec.ok_or_else(|| self.damaged("values are damaged"))?;
+        let times =
+            self.page.times(at).map(|times| (times.len(), times.first().copied(), times.last().copied()));
+        let Some((samples, Some(first), Some(last))) = times else {
+            return Err(self.damaged("times are damaged"));
+        };
+        Ok(ChunkInfo { codec, samples, first_ms: first, last_ms: last, value_bytes })
     }
 
     /// Adds what is wanted of chunk `at`.
@@ -210,6 +272,7 @@ impl SegmentReader<'_> {
             let read = self.rows.status();
             return read.map(|()| false).map_err(|e| self.damaged(&e.into_string()));
         };
+        self.bytes_read += bytes.len() as u64;
         if self.page.parse(bytes).is_none() {
             self.place = Place::End;
             return Err(self.damaged("a page is damaged"));
@@ -224,7 +287,7 @@ impl SegmentReader<'_> {
         self.rocks.inconsistent(format!(
             "{what} in segment {segment} of shard {shard}, {} to {} ms, page {page}",
             window.start(),
-            self.end - 1
+            window.end() - 1
         ))
     }
 }

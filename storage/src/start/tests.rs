@@ -86,6 +86,7 @@ fn a_record_that_does_not_fit_is_damage() {
         segment_bytes: 1 << 20,
         group_bytes_max: 1 << 20,
         queue_bytes_max: 1 << 20,
+        sync_interval: std::time::Duration::from_millis(10),
         steps: crate::StepHook::default(),
     };
     let replayed = wal::replay(&wal_dir, Some(1), &mut |_| Ok(())).expect("empty");

@@ -2,7 +2,8 @@
 //!
 //! One log for all shards of a node, one thread that writes it ([`Wal`]), files `wal/00000001.wal` and on.
 //! Appenders hand over framed records; the thread takes all that wait, writes them with one write, calls
-//! fdatasync once, and completes everybody who waited. The next group forms meanwhile.
+//! fdatasync once, and completes everybody who waited. The next group forms meanwhile. Where nobody waits for
+//! fdatasync, a group may be written piece by piece before it is synced (`durability.rs`).
 //!
 //! Segment file: a header of 40 bytes, then records.
 //!
@@ -54,8 +55,8 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use position::check_position;
 pub(crate) use record::{AppendRecord, Plan};
-pub(crate) use replay::{Replayed, Sink, bytes_from, replay};
-pub(crate) use writer::{Wal, WalOptions};
+pub(crate) use replay::{Replayed, Sink, bytes_from, inspect, replay};
+pub(crate) use writer::{Ack, Wal, WalOptions};
 
 use crate::wire::Reader;
 
@@ -70,7 +71,7 @@ fn segment_path(dir: &Path, number: u64) -> PathBuf {
 }
 
 /// The numbers of the segment files in `dir`, ascending. Other files are left alone.
-fn list_segments(dir: &Path) -> io::Result<Vec<u64>> {
+pub(crate) fn list_segments(dir: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();

@@ -63,9 +63,38 @@ pub(crate) fn replay(
     replay_from: Option<u64>,
     sink: &mut impl Sink,
 ) -> Result<Replayed, StorageError> {
+    walk(dir, replay_from, Files::Settle, sink)
+}
+
+/// As [`replay`], and with the same verdict, but no file is changed or removed.
+pub(crate) fn inspect(
+    dir: &Path,
+    replay_from: Option<u64>,
+    sink: &mut impl Sink,
+) -> Result<Replayed, StorageError> {
+    walk(dir, replay_from, Files::Keep, sink)
+}
+
+/// What becomes of files that are not needed, and of torn tails.
+#[derive(Clone, Copy, PartialEq)]
+enum Files {
+    /// They go.
+    Settle,
+    /// They stay as they are.
+    Keep,
+}
+
+fn walk(
+    dir: &Path,
+    replay_from: Option<u64>,
+    files: Files,
+    sink: &mut impl Sink,
+) -> Result<Replayed, StorageError> {
     let listing = |e| StorageError::io("list", dir, e);
     let mut numbers = list_segments(dir).map_err(listing)?;
-    if let Some(from) = replay_from {
+    if files == Files::Keep {
+        numbers.retain(|number| *number >= replay_from.unwrap_or(0));
+    } else if let Some(from) = replay_from {
         for number in numbers.extract_if(.., |n| *n < from) {
             let path = segment_path(dir, number);
             fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
@@ -83,7 +112,7 @@ pub(crate) fn replay(
             _ => Place::Last,
         };
         let required = replay_from == Some(*number);
-        let place_in_log = SegmentPlace { dir, number: *number, place, required };
+        let place_in_log = SegmentPlace { dir, number: *number, place, required, files };
         replay_segment(&place_in_log, &mut replayed, sink)?;
         // Whether the next one is there for good, its header says.
         if matches!(place, Place::Inner { end: Some(_) }) && sink.make_room(number + 1)? {
@@ -134,6 +163,7 @@ struct SegmentPlace<'a> {
     place: Place,
     /// Its header was durable before the database said that replay needs it.
     required: bool,
+    files: Files,
 }
 
 fn replay_segment(
@@ -141,7 +171,7 @@ fn replay_segment(
     replayed: &mut Replayed,
     sink: &mut impl Sink,
 ) -> Result<(), StorageError> {
-    let SegmentPlace { dir, number, place, required } = *segment;
+    let SegmentPlace { dir, number, place, required, files } = *segment;
     let path = segment_path(dir, number);
     let mut bytes = fs::read(&path).map_err(|e| StorageError::io("read", &path, e))?;
     let Some(Header { salt, .. }) = Header::decode(&bytes, number) else {
@@ -149,8 +179,10 @@ fn replay_segment(
             return Err(corrupt(&path, 0, "the header of the WAL segment is damaged"));
         }
         // The power went while the file was created: nothing was ever written to it.
-        fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
-        sync_dir(dir).map_err(|e| StorageError::io("sync", dir, e))?;
+        if files == Files::Settle {
+            fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
+            sync_dir(dir).map_err(|e| StorageError::io("sync", dir, e))?;
+        }
         replayed.torn_bytes += bytes.len() as u64;
         return Ok(());
     };
@@ -174,11 +206,13 @@ fn replay_segment(
             Some((Record::Mark { salt: s, offset }, len)) if s == salt && offset == at as u64 => at += len,
             _ => {
                 refuse_damage(&path, &bytes, at, salt, place)?;
-                cut(dir, &path, at)?;
-                tracing::info!(
-                    file = %path.display(), offset = at, bytes = bytes.len() - at,
-                    "cut an unacknowledged torn tail off the log"
-                );
+                if files == Files::Settle {
+                    cut(dir, &path, at)?;
+                    tracing::info!(
+                        file = %path.display(), offset = at, bytes = bytes.len() - at,
+                        "cut an unacknowledged torn tail off the log"
+                    );
+                }
                 replayed.torn_bytes += (bytes.len() - at) as u64;
                 break;
             }

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use saturn_model::{Fingerprint, Labels, ShardId, TenantId};
 
 use super::record::{MARK_BYTES, Plan};
-use super::{AppendRecord, HEADER_BYTES, Wal, WalOptions, replay, segment_path};
+use super::{Ack, AppendRecord, HEADER_BYTES, Wal, WalOptions, replay, segment_path};
 use crate::error::StorageError;
 use crate::metrics::Metrics;
 use crate::steps::StepHook;
@@ -20,6 +21,7 @@ fn options(dir: &Path) -> WalOptions {
         segment_bytes: 1 << 20,
         group_bytes_max: 1 << 20,
         queue_bytes_max: 1 << 20,
+        sync_interval: Duration::from_secs(3600),
         steps: StepHook::default(),
     }
 }
@@ -81,9 +83,13 @@ fn numbers(records: &[AppendRecord]) -> Vec<u32> {
 }
 
 async fn append(wal: &Wal, number: u32) -> Result<(), StorageError> {
+    append_and_wait(wal, number, Ack::Durable).await
+}
+
+async fn append_and_wait(wal: &Wal, number: u32, ack: Ack) -> Result<(), StorageError> {
     let room = wal.room(100).await?;
     wal.enqueue(record(number))?;
-    wal.durable(room).await
+    wal.wait(ack, room).await
 }
 
 /// A closed log of one segment with `groups` groups of one record.
@@ -293,4 +299,74 @@ async fn many_appenders_share_groups_within_the_queue_bound() {
     let mut found = numbers(&read(dir.path()).expect("read"));
     found.sort_unstable();
     assert_eq!(found, (0..200).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn without_a_sync_a_record_is_written_but_not_called_durable() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (wal, _) = open(options(dir.path())).expect("opened");
+    let file_len = || fs::metadata(segment_path(dir.path(), 1)).expect("there").len();
+    for number in 0..3 {
+        append_and_wait(&wal, number, Ack::Written).await.expect("written");
+    }
+    assert_eq!(wal.bytes(), HEADER_BYTES as u64, "nothing is synced");
+    assert!(file_len() > HEADER_BYTES as u64);
+    assert_eq!(numbers(&read(dir.path()).expect("what a killed process leaves")), [0, 1, 2]);
+    // A power cut may take any part of it, and that is no damage.
+    let path = segment_path(dir.path(), 1);
+    let copy = tempfile::tempdir().expect("temporary directory");
+    let whole = fs::read(&path).expect("read");
+    for len in HEADER_BYTES..whole.len() {
+        fs::write(segment_path(copy.path(), 1), &whole[..len]).expect("written");
+        let kept = numbers(&read(copy.path()).expect("a torn tail"));
+        assert!((0..3).collect::<Vec<_>>().starts_with(&kept), "{kept:?}");
+    }
+    // Who waits for the sync gets all of it.
+    append(&wal, 3).await.expect("appended");
+    assert_eq!(wal.bytes(), file_len());
+    append_and_wait(&wal, 4, Ack::Written).await.expect("written");
+    wal.close().expect("closed");
+    assert_eq!(wal.bytes(), file_len());
+    assert_eq!(numbers(&read(dir.path()).expect("read")), [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn what_is_only_written_is_synced_at_the_interval_when_a_group_is_full_and_before_a_rotation() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let soon = WalOptions { sync_interval: Duration::from_millis(5), ..options(dir.path()) };
+    let (wal, _) = open(soon).expect("opened");
+    append_and_wait(&wal, 0, Ack::Written).await.expect("written");
+    while wal.bytes() == HEADER_BYTES as u64 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    wal.close().expect("closed");
+
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let small = WalOptions { group_bytes_max: 200, ..options(dir.path()) };
+    let (wal, _) = open(small).expect("opened");
+    let mut number = 0;
+    while wal.bytes() == HEADER_BYTES as u64 {
+        append_and_wait(&wal, number, Ack::Written).await.expect("written");
+        number += 1;
+    }
+    append_and_wait(&wal, number, Ack::Written).await.expect("written");
+    let next = wal.rotate().expect("rotated");
+    let header = fs::read(segment_path(dir.path(), next)).expect("there");
+    let end = super::Header::decode(&header, next).expect("valid").previous_end;
+    assert_eq!(end, fs::metadata(segment_path(dir.path(), 1)).expect("there").len());
+    drop(wal);
+    assert_eq!(numbers(&read(dir.path()).expect("read")), (0..=number).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_fsync_error_takes_nothing_that_was_only_written() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (wal, _) = open(options(dir.path())).expect("opened");
+    append(&wal, 0).await.expect("appended");
+    append_and_wait(&wal, 1, Ack::Written).await.expect("written");
+    append_and_wait(&wal, 2, Ack::Written).await.expect("written");
+    wal.fail_next_syncs(1);
+    append(&wal, 3).await.expect("appended in a new segment");
+    wal.close().expect("closed");
+    assert_eq!(numbers(&read(dir.path()).expect("read")), [0, 1, 2, 3], "each once");
 }

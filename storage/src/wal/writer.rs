@@ -1,8 +1,14 @@
 //! Group commit: many appenders, one thread that writes and syncs.
 //!
-//! Invariants: records reach the file in the order of [`Wal::enqueue`]; who waits is completed only after
-//! fdatasync of everything enqueued before; after an error the group goes to a new segment, and if that fails
-//! too, nothing is written, synced or completed any more. Waiting bytes are bounded by a semaphore that appenders take from before they lock anything.
+//! Invariants: records reach the file in the order of [`Wal::enqueue`]; who waits for [`Ack::Durable`] is completed
+//! only after fdatasync of everything enqueued before; after an error the group goes to a new segment, and if that
+//! fails too, nothing is written, synced or completed any more. Waiting bytes are bounded by a semaphore that appenders
+//! take from before they lock anything.
+//!
+//! Who waits for [`Ack::Written`] is completed once its records were written, so a process that dies loses nothing of
+//! them. fdatasync follows when somebody needs it, when a group is full, and at the latest after
+//! [`WalOptions::sync_interval`]. Until then the group goes on: its records stay in memory, for the new segment that
+//! they go to if the sync fails.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -18,7 +24,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::position::PositionFile;
-use super::record::encode_mark;
+use super::record::{MARK_BYTES, encode_mark};
 use super::{HEADER_BYTES, Header, Replayed, create_segment, segment_path, sync_dir};
 use crate::error::StorageError;
 use crate::metrics::Metrics;
@@ -38,7 +44,18 @@ pub(crate) struct WalOptions {
     pub(crate) segment_bytes: u64,
     pub(crate) group_bytes_max: usize,
     pub(crate) queue_bytes_max: usize,
+    /// How long records may be written and not synced, if nobody waits for that.
+    pub(crate) sync_interval: Duration,
     pub(crate) steps: StepHook,
+}
+
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ack {
+    /// Everything enqueued before is synced.
+    Durable,
+    /// Everything enqueued before is written.
+    Written,
 }
 
 /// The log's front: everything here is cheap, but for [`Wal::rotate`] and [`Wal::close`].
@@ -79,8 +96,8 @@ enum State {
 #[derive(Debug)]
 enum Item {
     Record(Vec<u8>),
-    /// Completes when everything before it is durable. Gives its room back then.
-    Waiter(oneshot::Sender<()>, OwnedSemaphorePermit),
+    /// Completes when everything before it is durable, or written. Gives its room back then.
+    Waiter(Ack, oneshot::Sender<()>, OwnedSemaphorePermit),
     /// Starts a new segment and answers with its number.
     Rotate(mpsc::SyncSender<u64>),
 }
@@ -127,10 +144,10 @@ impl Wal {
         self.push(Item::Record(record))
     }
 
-    /// Resolves when everything enqueued so far is durable; an error if it never will be.
-    pub(crate) async fn durable(&self, room: OwnedSemaphorePermit) -> Result<(), StorageError> {
+    /// Resolves when everything enqueued so far is durable, or written; an error if it never will be.
+    pub(crate) async fn wait(&self, ack: Ack, room: OwnedSemaphorePermit) -> Result<(), StorageError> {
         let (sender, receiver) = oneshot::channel();
-        self.push(Item::Waiter(sender, room))?;
+        self.push(Item::Waiter(ack, sender, room))?;
         receiver.await.map_err(|_| self.refusal())
     }
 
@@ -251,8 +268,8 @@ impl Shared {
         self.failing_syncs.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
     }
 
-    /// What is written and synced together; waits for it.
-    fn next_group(&self, idle: Idle) -> Group {
+    /// What is written together; waits for it. Not beyond `sync_due`, when what was written before is to be synced.
+    fn next_group(&self, idle: Idle, sync_due: Option<Instant>) -> Group {
         let mut queue = self.queue.lock();
         let mut group = Group::default();
         while queue.items.is_empty() {
@@ -267,15 +284,17 @@ impl Shared {
                     return group;
                 }
             }
-            match idle {
-                Idle::Marked => self.wakeup.wait(&mut queue),
-                Idle::Unmarked => {
-                    if self.wakeup.wait_for(&mut queue, IDLE_MARK_AFTER).timed_out() && queue.items.is_empty()
-                    {
-                        group.then = Then::Mark;
-                        return group;
-                    }
+            let (until, then) = match (sync_due, idle) {
+                (Some(due), _) => (due, Then::Sync),
+                (None, Idle::Unmarked) => (Instant::now() + IDLE_MARK_AFTER, Then::Mark),
+                (None, Idle::Marked) => {
+                    self.wakeup.wait(&mut queue);
+                    continue;
                 }
+            };
+            if self.wakeup.wait_until(&mut queue, until).timed_out() && queue.items.is_empty() {
+                group.then = then;
+                return group;
             }
         }
         while let Some(item) = queue.items.front() {
@@ -290,7 +309,8 @@ impl Shared {
                     group.bytes += record.len();
                     group.records.push(record);
                 }
-                Item::Waiter(waiter, room) => group.waiters.push((waiter, room)),
+                Item::Waiter(Ack::Durable, waiter, room) => group.waiters.push((waiter, room)),
+                Item::Waiter(Ack::Written, waiter, room) => group.for_write.push((waiter, room)),
                 Item::Rotate(reply) => {
                     group.then = Then::Rotate(reply);
                     break;
@@ -312,19 +332,34 @@ enum Idle {
 struct Group {
     records: Vec<Vec<u8>>,
     bytes: usize,
-    waiters: Vec<(oneshot::Sender<()>, OwnedSemaphorePermit)>,
+    /// For fdatasync.
+    waiters: Vec<Waiter>,
+    /// For the write only.
+    for_write: Vec<Waiter>,
     then: Then,
 }
+
+type Waiter = (oneshot::Sender<()>, OwnedSemaphorePermit);
 
 /// What to do once the group is durable.
 #[derive(Debug, Default)]
 enum Then {
     #[default]
     GoOn,
+    /// It is time to sync what was only written.
+    Sync,
     Mark,
     Rotate(mpsc::SyncSender<u64>),
     Close,
     Abort,
+}
+
+fn complete(waiters: Vec<Waiter>) {
+    for (waiter, room) in waiters {
+        drop(room);
+        // Who no longer waits was cancelled; the samples are stored all the same.
+        let _ = waiter.send(());
+    }
 }
 
 /// The thread's own state.
@@ -333,13 +368,23 @@ struct Writer {
     number: u64,
     salt: u64,
     file: File,
-    /// Length of the file.
+    /// Every byte before it is durable.
     offset: u64,
+    /// Records that were written behind it and are not synced.
+    unsynced: Unsynced,
     idle: Idle,
     position: PositionFile,
     noted: Option<Instant>,
     /// Reused between groups.
     buffer: Vec<u8>,
+}
+
+/// A group that was written and not synced yet: its records, without the mark before them.
+#[derive(Debug, Default)]
+struct Unsynced {
+    records: Vec<u8>,
+    /// When the first of them was written.
+    since: Option<Instant>,
 }
 
 impl Writer {
@@ -352,7 +397,19 @@ impl Writer {
         shared.sizes.lock().insert(number, offset);
         let position = PositionFile::open(&shared.options.position)?;
         let idle = Idle::Marked;
-        Ok(Self { shared, number, salt, file, offset, idle, position, noted: None, buffer: Vec::new() })
+        let unsynced = Unsynced::default();
+        Ok(Self {
+            shared,
+            number,
+            salt,
+            file,
+            offset,
+            unsynced,
+            idle,
+            position,
+            noted: None,
+            buffer: Vec::new(),
+        })
     }
 
     /// Whatever ends the thread, nobody waits for ever, and a death is never silent.
@@ -365,18 +422,23 @@ impl Writer {
 
     fn run(&mut self) {
         loop {
-            let group = self.shared.next_group(self.idle);
+            let due = self.unsynced.since.map(|since| since + self.shared.options.sync_interval);
+            let group = self.shared.next_group(self.idle, due);
             // The failure must be known before the group's waiters are dropped and ask for it.
-            if let Err(error) = self.commit(&group.records) {
+            if let Err(error) = self.write_group(&group.records) {
                 return self.shared.fail(error);
             }
-            for (waiter, room) in group.waiters {
-                drop(room);
-                // Who no longer waits was cancelled; the samples are stored all the same.
-                let _ = waiter.send(());
+            complete(group.for_write);
+            let must_sync = !group.waiters.is_empty()
+                || !matches!(group.then, Then::GoOn)
+                || due.is_some_and(|due| due <= Instant::now())
+                || self.unsynced.records.len() >= self.shared.options.group_bytes_max;
+            if must_sync && let Err(error) = self.sync_group() {
+                return self.shared.fail(error);
             }
+            complete(group.waiters);
             let done = match &group.then {
-                Then::GoOn => Ok(()),
+                Then::GoOn | Then::Sync => Ok(()),
                 Then::Mark | Then::Close => self.write_closing_mark(),
                 Then::Rotate(_) => self.next_segment(),
                 Then::Abort => return,
@@ -389,24 +451,41 @@ impl Writer {
                     let _ = reply.send(self.number);
                 }
                 Then::Close => return self.sync_position(),
-                Then::GoOn | Then::Mark | Then::Abort => {}
+                Then::GoOn | Then::Sync | Then::Mark | Then::Abort => {}
             }
         }
     }
 
-    /// Makes the records durable, in a new segment if the current one is full.
-    fn commit(&mut self, records: &[Vec<u8>]) -> io::Result<()> {
+    /// Writes the records, into a new segment if the current one is full.
+    fn write_group(&mut self, records: &[Vec<u8>]) -> io::Result<()> {
         if records.is_empty() {
             return Ok(());
         }
         if self.offset >= self.shared.options.segment_bytes {
+            self.sync_group()?;
             self.next_segment()?;
         }
-        if let Err(error) = self.write(records) {
-            self.abandon_segment(&error)?;
-            self.write(records)?;
-        }
+        let from = self.unsynced.records.len();
+        records.iter().for_each(|record| self.unsynced.records.extend_from_slice(record));
+        self.unsynced.since.get_or_insert_with(Instant::now);
         self.idle = Idle::Unmarked;
+        if let Err(error) = self.write_from(from) {
+            self.abandon_segment(&error)?;
+            self.write_from(0)?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    fn sync_group(&mut self) -> io::Result<()> {
+        if self.unsynced.records.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.sync() {
+            self.abandon_segment(&error)?;
+            self.write_from(0)?;
+            self.sync()?;
+        }
         Ok(())
     }
 
@@ -421,7 +500,7 @@ impl Writer {
     fn write_closing_mark(&mut self) -> io::Result<()> {
         if self.idle == Idle::Unmarked {
             self.noted = None;
-            if let Err(error) = self.write(&[]) {
+            if let Err(error) = self.write_from(0).and_then(|()| self.sync()) {
                 self.abandon_segment(&error)?;
             }
             self.idle = Idle::Marked;
@@ -429,29 +508,36 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a mark and `records`, and returns when they are durable.
-    fn write(&mut self, records: &[Vec<u8>]) -> io::Result<()> {
+    /// Writes the unsynced records from byte `from` on; a mark before the first.
+    fn write_from(&mut self, from: usize) -> io::Result<()> {
         self.buffer.clear();
-        // Everything before this group is durable: `write` returned for it.
-        self.buffer.extend_from_slice(&encode_mark(self.salt, self.offset));
-        for record in records {
-            self.buffer.extend_from_slice(record);
+        if from == 0 {
+            // Everything before this group is durable: it was synced.
+            self.buffer.extend_from_slice(&encode_mark(self.salt, self.offset));
         }
+        self.buffer.extend_from_slice(&self.unsynced.records[from..]);
         self.file.write_all(&self.buffer)?;
-        self.shared.options.steps.reach("wal: group written")?;
+        self.shared.metrics.wal_written_bytes.inc_by(self.buffer.len() as u64);
+        // One huge group must not hold its memory for ever.
+        self.buffer.shrink_to(2 * self.shared.options.group_bytes_max);
+        self.shared.options.steps.reach("wal: group written")
+    }
+
+    /// Makes the mark and all unsynced records durable.
+    fn sync(&mut self) -> io::Result<()> {
         let started = Instant::now();
-        self.sync()?;
+        self.sync_file()?;
         let metrics = &self.shared.metrics;
         metrics.wal_fsync_duration.observe(started.elapsed().as_secs_f64());
-        let bytes = self.buffer.len() as u64;
-        metrics.wal_written_bytes.inc_by(bytes);
+        let bytes = (MARK_BYTES + self.unsynced.records.len()) as u64;
         if let Ok(group_bytes) = u32::try_from(bytes) {
             metrics.wal_group_bytes.observe(f64::from(group_bytes));
         }
         self.offset += bytes;
+        self.unsynced.since = None;
+        self.unsynced.records.clear();
+        self.unsynced.records.shrink_to(2 * self.shared.options.group_bytes_max);
         self.shared.sizes.lock().insert(self.number, self.offset);
-        // One huge group must not hold its memory for ever.
-        self.buffer.shrink_to(2 * self.shared.options.group_bytes_max);
         if self.noted.is_none_or(|noted| noted.elapsed() >= NOTE_EVERY) {
             self.noted = Some(Instant::now());
             self.warn_of(self.position.note(self.number, self.offset));
@@ -471,7 +557,7 @@ impl Writer {
         }
     }
 
-    fn sync(&self) -> io::Result<()> {
+    fn sync_file(&self) -> io::Result<()> {
         #[cfg(test)]
         if self.shared.takes_injected_error() {
             return Err(io::Error::other("injected fdatasync error"));
@@ -479,7 +565,7 @@ impl Writer {
         self.file.sync_data()
     }
 
-    /// Everything before the current offset is durable here: [`Writer::write`] syncs before it moves it.
+    /// Everything before the current offset is durable here: [`Writer::sync`] moves it.
     fn next_segment(&mut self) -> io::Result<()> {
         let number = self.number + 1;
         let salt = RandomState::new().hash_one(number);

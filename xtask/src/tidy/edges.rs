@@ -21,7 +21,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("query-frontend", &["promql", "model"]),
     ("ruler", &["promql", "model"]),
     ("agent", &["proto", "model"]),
-    ("ctl", &["promql", "proto", "model"]),
+    ("ctl", &["promql", "proto", "storage", "model"]),
     ("node", &["model", "proto", "ring", "storage", "replication", "promql", "query-frontend", "ruler"]),
     ("chaos-tests", &["model", "proto", "ring", "storage", "replication", "promql"]),
     (

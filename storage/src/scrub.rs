@@ -1,0 +1,139 @@
+//! The scrub: from time to time everything on disk is read, so that damage is found while other replicas are whole.
+//!
+//! It looks through a read-only handle of its own (`rocks/read_only.rs`) at the files as they are, no faster than the
+//! engine's options allow, while appends, queries, flushes and merges go on. `check.rs` says what is checked. A window with damage is
+//! left alone by merges from then on, and the report and the log name what was found; reads of damaged series fail, all
+//! others go on.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::check::{self, CheckReport, Watch};
+use crate::engine::{Store, gauge};
+use crate::error::StorageError;
+use crate::keys::{SegmentKey, Window};
+use crate::rocks::Rocks;
+
+/// How often the files are opened anew if they change while that happens.
+const ATTEMPTS: u32 = 5;
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// A wait for the rate is worth it from here on.
+const LEAST_WAIT: Duration = Duration::from_millis(5);
+/// Damaged places that the log names one by one.
+const LOGGED_MAX: usize = 20;
+
+/// Bounds the rate, ends with the engine, and knows which segments are live.
+struct Pace<'a> {
+    store: &'a Store,
+    started: Instant,
+    bytes: AtomicU64,
+}
+
+impl Watch for Pace<'_> {
+    fn read(&self, bytes: u64) -> ControlFlow<()> {
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = match self.store.options.scrub_bytes_per_second {
+            Some(rate) => Duration::from_millis(bytes.saturating_mul(1000) / rate.get()),
+            None => Duration::ZERO,
+        };
+        let ahead = due.saturating_sub(self.started.elapsed());
+        let wait = if ahead < LEAST_WAIT { Duration::ZERO } else { ahead };
+        match self.store.maintenance_stop.wait(wait) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    fn is_live(&self, segment: SegmentKey) -> bool {
+        let shard = self.store.known_shard(segment.shard);
+        shard.is_some_and(|shard| shard.segments_and_tombstones().0.iter().any(|live| live.key == segment))
+    }
+}
+
+/// The thread: a scrub at every interval, until the engine is closed.
+pub(crate) fn run_guarded(store: &Store) {
+    let run = || {
+        let Some(interval) = store.options.scrub_interval else {
+            return;
+        };
+        while !store.maintenance_stop.wait(interval) {
+            match scrub(store) {
+                Ok(_) => {}
+                Err(StorageError::Closed) => return,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "the scrub failed, trying again at the next interval");
+                }
+            }
+        }
+    };
+    if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
+        store.wal().fail(io::Error::other("the scrub thread panicked"));
+    }
+}
+
+/// See `Engine::scrub`.
+pub(crate) fn scrub(store: &Store) -> Result<CheckReport, StorageError> {
+    let _one_at_a_time = store.scrubbing.lock();
+    let pace = Pace { store, started: Instant::now(), bytes: AtomicU64::new(0) };
+    let dir = store.options.dir.join("rocks");
+    let report = read_everything(&dir, &pace)?;
+    let metrics = &store.metrics;
+    metrics.scrub_runs.inc();
+    metrics.scrub_bytes.inc_by(report.bytes);
+    metrics.scrub_damage.set(gauge(report.damage.len() as u64 + report.more_damage));
+    for damage in &report.damage {
+        let range = damage.range_ms.filter(|_| damage.segment.is_some());
+        if let Some(window) = range.and_then(|(first, _)| Window::of(first)) {
+            store.quarantine.lock().insert(window);
+        }
+    }
+    for damage in report.damage.iter().take(LOGGED_MAX) {
+        tracing::error!(%damage, "stored data is damaged; repair it from another replica");
+    }
+    tracing::info!(
+        segments = report.segments,
+        samples = report.samples,
+        bytes = report.bytes,
+        damage = report.damage.len() as u64 + report.more_damage,
+        seconds = pace.started.elapsed().as_secs_f64(),
+        "scrub done"
+    );
+    Ok(report)
+}
+
+fn read_everything(dir: &Path, pace: &Pace<'_>) -> Result<CheckReport, StorageError> {
+    let mut attempt = 1;
+    loop {
+        let mut report = CheckReport::default();
+        let checked = Rocks::open_read_only(dir).and_then(|rocks| check::check(&rocks, pace, &mut report));
+        match checked {
+            // RocksDB may have replaced files of the index meanwhile, or its own log.
+            Ok(_) if attempt == ATTEMPTS || report.damage.iter().all(|damage| damage.segment.is_some()) => {
+                return Ok(report);
+            }
+            Err(StorageError::Closed) => return Err(StorageError::Closed),
+            Err(error @ StorageError::Corrupt { .. }) if attempt == ATTEMPTS => {
+                report.add(check::Damage {
+                    file: "rocks".to_owned(),
+                    what: check::text_of(&error),
+                    ..check::Damage::default()
+                });
+                return Ok(report);
+            }
+            Err(error) if attempt == ATTEMPTS => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+        attempt += 1;
+        if pace.store.maintenance_stop.wait(RETRY_AFTER) {
+            return Err(StorageError::Closed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
