@@ -7,11 +7,13 @@
 //! * [`Histogram`]: a sample that is a whole distribution.
 //! * [`ShardBatch`]: samples on their way in.
 //! * [`Matcher`], [`Selection`], [`SeriesColumns`]: how a query picks series, and what it gets.
+//! * [`Cardinality`]: how many series, and which labels have most of them.
 //! * [`Limits`]: the bounds on what a tenant may send and ask.
 //!
 //! This crate does no IO, knows no clock and depends on no other crate of the workspace.
 
 mod batch;
+mod cardinality;
 mod fingerprint;
 mod histogram;
 mod labels;
@@ -23,6 +25,7 @@ mod series;
 mod tenant;
 
 pub use batch::{BatchHistograms, ShardBatch};
+pub use cardinality::{Cardinality, Distinct, LabelCardinality, largest};
 pub use fingerprint::{Fingerprint, ShardId};
 pub use histogram::{
     BUCKETS_MAX, Buckets, CUSTOM_BUCKETS_SCHEMA, CountKind, CounterResetHint, Histogram, InvalidBuckets,

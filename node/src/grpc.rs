@@ -107,6 +107,16 @@ impl Peer for PeerService {
         Ok(Response::new(wire::labels_reply_message(replica.labels(request).await)))
     }
 
+    async fn count(
+        &self,
+        request: Request<peer::CountRequest>,
+    ) -> Result<Response<peer::CountReply>, Status> {
+        let message = request.into_inner();
+        let replica = self.replica(&message.cluster)?;
+        let request = wire::count_request_from(&message).map_err(invalid)?;
+        Ok(Response::new(wire::count_reply_message(replica.cardinality(request).await)))
+    }
+
     async fn erase(
         &self,
         request: Request<peer::EraseRequest>,

@@ -12,8 +12,8 @@ use saturn_model::SeriesColumns;
 use saturn_proto::peer;
 use saturn_proto::peer::peer_client::PeerClient;
 use saturn_replication::{
-    AppendRequest, BatchReply, EraseReply, EraseRequest, LabelsAnswer, LabelsRequest, PeerError, Peers,
-    SelectRequest, ShardReply,
+    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, EraseReply, EraseRequest, LabelsAnswer,
+    LabelsRequest, PeerError, Peers, SelectRequest, ShardReply,
 };
 use saturn_ring::{ClusterId, NodeId, Placement};
 use tokio::sync::watch;
@@ -150,6 +150,20 @@ impl Peers for NodePeers {
         let message = wire::labels_request(self.cluster_bytes(), &request);
         let reply = client.labels(message).await.map_err(|e| wire::peer_error(&e))?;
         wire::labels_reply(&request, reply.into_inner())
+    }
+
+    async fn cardinality(
+        &self,
+        to: &NodeId,
+        request: CardinalityRequest,
+    ) -> Result<CardinalityReply, PeerError> {
+        if *to == self.replica.id {
+            return Ok(self.replica.cardinality(request).await);
+        }
+        let mut client = self.client(to, Lane::Read)?;
+        let message = wire::count_request(self.cluster_bytes(), &request);
+        let reply = client.count(message).await.map_err(|e| wire::peer_error(&e))?;
+        wire::count_reply(reply.into_inner())
     }
 
     async fn erase(&self, to: &NodeId, request: EraseRequest) -> Result<EraseReply, PeerError> {

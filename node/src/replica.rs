@@ -6,13 +6,14 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use saturn_model::{SeriesColumns, ShardId};
+use saturn_model::{Cardinality, SeriesColumns, ShardId};
 use saturn_replication::{
-    AppendRequest, BatchReply, Erase, EraseReply, EraseRequest, LabelsAnswer, LabelsQuestion, LabelsRequest,
-    PlacementHandle, SelectRequest, ShardRefusal, ShardReply,
+    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Erase, EraseReply, EraseRequest,
+    LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PlacementHandle, SelectRequest, ShardRefusal,
+    ShardReply,
 };
 use saturn_ring::{Epoch, Fence, NodeId};
-use saturn_storage::{Engine, ReadLimits, StorageError};
+use saturn_storage::{Engine, Listed, ReadLimits, StorageError};
 
 /// Most bytes of samples with which one shard answers a read: 64 Mi samples.
 const SHARD_BYTES_MAX: u64 = 1 << 30;
@@ -151,17 +152,40 @@ impl Replica {
         }
     }
 
+    /// Counts the series in memory of the shards whose epoch is current, off the async threads.
+    pub(crate) async fn cardinality(&self, request: CardinalityRequest) -> CardinalityReply {
+        let mut refused = Vec::new();
+        let mut shards = Vec::with_capacity(request.shards.len());
+        for (shard, epoch) in &request.shards {
+            match self.check(*shard, *epoch) {
+                Ok(()) => shards.push(*shard),
+                Err(refusal) => refused.push((*shard, refusal.to_string())),
+            }
+        }
+        let engine = self.engine.clone();
+        let (counting, tenant) = (shards.clone(), request.tenant);
+        let counted =
+            tokio::task::spawn_blocking(move || engine.cardinality(&tenant, &counting, request.top)).await;
+        let counted = counted.unwrap_or_else(|error| {
+            let reason = format!("the counting task failed: {error}");
+            refused.extend(shards.into_iter().map(|shard| (shard, reason.clone())));
+            Cardinality::default()
+        });
+        CardinalityReply { counted, refused }
+    }
+
     fn labels_of_shard(&self, shard: ShardId, request: &LabelsRequest) -> Result<LabelsAnswer, StorageError> {
-        let (engine, selection) = (&self.engine, &request.selection);
+        let (engine, selection, limit) = (&self.engine, &request.selection, request.limit);
+        let texts = |listed: Listed<String>| LabelsAnswer {
+            items: LabelItems::Texts(listed.items),
+            truncated: listed.truncated,
+        };
         Ok(match &request.question {
-            LabelsQuestion::Names => {
-                LabelsAnswer::Texts(engine.label_names(shard, selection, usize::MAX)?.items)
-            }
-            LabelsQuestion::ValuesOf(name) => {
-                LabelsAnswer::Texts(engine.label_values(shard, selection, name, usize::MAX)?.items)
-            }
+            LabelsQuestion::Names => texts(engine.label_names(shard, selection, limit)?),
+            LabelsQuestion::ValuesOf(name) => texts(engine.label_values(shard, selection, name, limit)?),
             LabelsQuestion::Series => {
-                LabelsAnswer::Series(engine.series(shard, selection, usize::MAX)?.items)
+                let Listed { items, truncated } = engine.series(shard, selection, limit)?;
+                LabelsAnswer { items: LabelItems::Series(items), truncated }
             }
         })
     }

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use saturn_model::{SeriesColumns, ShardId};
 use saturn_proto::{WireError, convert, peer};
 use saturn_replication::{
-    AppendRequest, BatchReply, Erase, EraseReply, EraseRequest, FencedBatch, LabelsAnswer, LabelsQuestion,
-    LabelsRequest, PeerError, SelectRequest, ShardRefusal, ShardReply,
+    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Erase, EraseReply, EraseRequest,
+    FencedBatch, LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, SelectRequest,
+    ShardRefusal, ShardReply,
 };
 use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
 use tonic::{Code, Status};
@@ -288,6 +289,7 @@ pub(crate) fn labels_request(cluster: Bytes, request: &LabelsRequest) -> peer::L
         selection: Some(convert::selection_to_message(&request.selection)),
         shards: shards_message(&request.shards),
         what: Some(what),
+        limit: request.limit as u64,
     }
 }
 
@@ -300,19 +302,28 @@ pub(crate) fn labels_request_from(message: &peer::LabelsRequest) -> Result<Label
         None => return Err(WireError::Invalid("a labels request that asks nothing".into())),
     };
     let selection = selection_from(message.selection.as_ref())?;
-    Ok(LabelsRequest { selection, shards: shards_from(&message.shards)?, question })
+    let limit = usize::try_from(message.limit).unwrap_or(usize::MAX);
+    Ok(LabelsRequest { selection, shards: shards_from(&message.shards)?, question, limit })
 }
 
 pub(crate) fn labels_reply_message(replies: Vec<ShardReply<LabelsAnswer>>) -> peer::LabelsReply {
     let message = |reply: ShardReply<LabelsAnswer>| {
-        let (texts, refusal) = match reply.result {
-            Ok(LabelsAnswer::Texts(texts)) => (texts.into_iter().collect(), None),
-            Ok(LabelsAnswer::Series(series)) => {
-                (series.iter().map(|labels| labels.as_encoded().to_owned()).collect(), None)
+        let shard = u32::from(reply.shard.0);
+        match reply.result {
+            Ok(LabelsAnswer { items, truncated }) => {
+                let texts = match items {
+                    LabelItems::Texts(texts) => texts,
+                    LabelItems::Series(series) => {
+                        series.iter().map(|labels| labels.as_encoded().to_owned()).collect()
+                    }
+                };
+                peer::ShardLabels { shard, texts, refusal: None, truncated }
             }
-            Err(refusal) => (Vec::new(), Some(refusal_message(refusal))),
-        };
-        peer::ShardLabels { shard: u32::from(reply.shard.0), texts, refusal }
+            Err(refusal) => {
+                let refusal = Some(refusal_message(refusal));
+                peer::ShardLabels { shard, texts: Vec::new(), refusal, truncated: false }
+            }
+        }
     };
     peer::LabelsReply { shards: replies.into_iter().map(message).collect() }
 }
@@ -323,17 +334,50 @@ pub(crate) fn labels_reply(
 ) -> Result<Vec<ShardReply<LabelsAnswer>>, PeerError> {
     let reply = |labels: peer::ShardLabels| {
         let shard = convert::shard_from_number(labels.shard).map_err(|e| broken(&e))?;
+        let truncated = labels.truncated;
         let result = match (labels.refusal, &request.question) {
             (Some(refusal), _) => Err(refusal_from(refusal)?),
+            _ if labels.texts.len() > request.limit => return Err(misfit("more items than asked for")),
             (None, LabelsQuestion::Series) => {
                 let sets = labels.texts.iter().map(|text| convert::labels_from_text(text));
-                Ok(LabelsAnswer::Series(sets.collect::<Result<_, _>>().map_err(|e| broken(&e))?))
+                let sets = sets.collect::<Result<_, _>>().map_err(|e| broken(&e))?;
+                Ok(LabelsAnswer { items: LabelItems::Series(sets), truncated })
             }
-            (None, _) => Ok(LabelsAnswer::Texts(labels.texts.into_iter().collect())),
+            (None, _) => Ok(LabelsAnswer { items: LabelItems::Texts(labels.texts), truncated }),
         };
         Ok(ShardReply { shard, result })
     };
     message.shards.into_iter().map(reply).collect()
+}
+
+pub(crate) fn count_request(cluster: Bytes, request: &CardinalityRequest) -> peer::CountRequest {
+    peer::CountRequest {
+        cluster,
+        tenant: request.tenant.as_str().to_owned(),
+        shards: shards_message(&request.shards),
+        top: u32::try_from(request.top).unwrap_or(u32::MAX),
+    }
+}
+
+pub(crate) fn count_request_from(message: &peer::CountRequest) -> Result<CardinalityRequest, WireError> {
+    Ok(CardinalityRequest {
+        tenant: convert::tenant_from_text(&message.tenant)?,
+        shards: shards_from(&message.shards)?,
+        top: message.top as usize,
+    })
+}
+
+pub(crate) fn count_reply_message(reply: CardinalityReply) -> peer::CountReply {
+    let refused = |(shard, text): (ShardId, String)| peer::ShardRefusal { shard: u32::from(shard.0), text };
+    let refused = reply.refused.into_iter().map(refused).collect();
+    peer::CountReply { refused, ..convert::cardinality_to_message(reply.counted) }
+}
+
+pub(crate) fn count_reply(message: peer::CountReply) -> Result<CardinalityReply, PeerError> {
+    let refused =
+        |refusal: &peer::ShardRefusal| Ok((convert::shard_from_number(refusal.shard)?, refusal.text.clone()));
+    let refused = message.refused.iter().map(refused).collect::<Result<_, _>>().map_err(|e| broken(&e))?;
+    Ok(CardinalityReply { counted: convert::cardinality_from_message(message), refused })
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use saturn_model::{
-    BatchHistograms, Fingerprint, Histogram, HistogramColumns, Labels, MatchOp, Matcher, Selection,
-    SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
+    BatchHistograms, Cardinality, Distinct, Fingerprint, Histogram, HistogramColumns, LabelCardinality,
+    Labels, MatchOp, Matcher, Selection, SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
 };
 
 use crate::varint::{put_varint, take_varint, unzigzag, zigzag};
@@ -150,6 +150,56 @@ pub fn series_from_message(message: &peer::Series) -> Result<SeriesColumns, Wire
         Ok(series)
     } else {
         Err(WireError::Invalid("columns of a series do not fit each other".into()))
+    }
+}
+
+/// What a node counted. `refused` stays empty.
+pub fn cardinality_to_message(counted: Cardinality) -> peer::CountReply {
+    let counts = |counts: Vec<(String, u64)>| {
+        counts.into_iter().map(|(name, count)| peer::Count { name, count }).collect()
+    };
+    let distinct =
+        |distinct: Distinct| Some(peer::Distinct { count: distinct.at_most, smallest: distinct.smallest });
+    let label = |label: LabelCardinality| peer::LabelCount {
+        name: label.name,
+        values: distinct(label.values),
+        value_bytes: label.value_bytes,
+    };
+    peer::CountReply {
+        series: counted.series,
+        chunks: counted.chunks,
+        start_ms: counted.times.map(|(start, _)| start),
+        end_ms: counted.times.map(|(_, end)| end),
+        label_pairs: distinct(counted.label_pairs),
+        series_by_metric: counts(counted.series_by_metric),
+        series_by_pair: counts(counted.series_by_pair),
+        labels: counted.labels.into_iter().map(label).collect(),
+        refused: Vec::new(),
+    }
+}
+
+/// What another node counted. Inverse of [`cardinality_to_message`] for what one node counted.
+pub fn cardinality_from_message(message: peer::CountReply) -> Cardinality {
+    let counts = |counts: Vec<peer::Count>| counts.into_iter().map(|c| (c.name, c.count)).collect();
+    let distinct = |distinct: Option<peer::Distinct>| {
+        let peer::Distinct { count, smallest } = distinct.unwrap_or_default();
+        let mut distinct = Distinct { at_least: count, at_most: count, smallest };
+        distinct.settle();
+        distinct
+    };
+    let label = |label: peer::LabelCount| LabelCardinality {
+        name: label.name,
+        values: distinct(label.values),
+        value_bytes: label.value_bytes,
+    };
+    Cardinality {
+        series: message.series,
+        chunks: message.chunks,
+        times: message.start_ms.zip(message.end_ms),
+        label_pairs: distinct(message.label_pairs),
+        series_by_metric: counts(message.series_by_metric),
+        series_by_pair: counts(message.series_by_pair),
+        labels: message.labels.into_iter().map(label).collect(),
     }
 }
 
@@ -316,6 +366,29 @@ mod tests {
                 prop_assert!(batch.is_consistent());
             }
         }
+    }
+
+    #[test]
+    fn counts_survive() {
+        let distinct = |hashes: &[u64]| {
+            let mut distinct = Distinct::default();
+            hashes.iter().for_each(|hash| distinct.add(*hash));
+            distinct.settle();
+            distinct
+        };
+        let label = LabelCardinality { name: "job".into(), values: distinct(&[7]), value_bytes: 3 };
+        let counted = Cardinality {
+            series: 5,
+            chunks: 6,
+            times: Some((-1, 9)),
+            label_pairs: distinct(&[9, 3]),
+            series_by_metric: vec![("up".into(), 5)],
+            series_by_pair: vec![("job=a".into(), 2), ("job=b".into(), 1)],
+            labels: vec![label],
+        };
+        assert_eq!(cardinality_from_message(cardinality_to_message(counted.clone())), counted);
+        let nothing = Cardinality::default();
+        assert_eq!(cardinality_from_message(cardinality_to_message(nothing.clone())), nothing);
     }
 
     #[test]

@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use saturn_model::{Labels, Selection, SeriesColumns, ShardBatch, ShardId};
+use saturn_model::{Cardinality, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId};
 use saturn_ring::{NodeId, ShardRecord};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::Metrics;
-use crate::{Adoption, Erase, Erased, LabelsQuestion, Peers, PlacementHandle, erase, merge, read, write};
+use crate::{
+    Adoption, Erase, Erased, LabelsQuestion, Listed, Peers, PlacementHandle, cardinality, erase, merge, read,
+    write,
+};
 
 /// Times and bounds.
 #[derive(Clone, Debug)]
@@ -189,24 +192,40 @@ impl<P: Peers> Coordinator<P> {
         Ok(answer)
     }
 
-    /// The names of all labels of the selected series, sorted.
-    pub async fn label_names(&self, selection: &Selection) -> Result<ReadAnswer<Vec<String>>, ReadError> {
-        read::labels(&self.core, selection, LabelsQuestion::Names, merge::merge_texts).await
+    /// The names of all labels of the selected series, sorted. If there are more than `limit`, some of them, and at
+    /// least so many.
+    pub async fn label_names(
+        &self,
+        selection: &Selection,
+        limit: usize,
+    ) -> Result<ReadAnswer<Listed<String>>, ReadError> {
+        read::labels(&self.core, selection, (LabelsQuestion::Names, limit), merge::merge_texts).await
     }
 
-    /// The values of label `name` of the selected series, sorted.
+    /// The values of label `name` of the selected series, sorted; limited like the names.
     pub async fn label_values(
         &self,
         selection: &Selection,
         name: &str,
-    ) -> Result<ReadAnswer<Vec<String>>, ReadError> {
+        limit: usize,
+    ) -> Result<ReadAnswer<Listed<String>>, ReadError> {
         let question = LabelsQuestion::ValuesOf(name.to_owned());
-        read::labels(&self.core, selection, question, merge::merge_texts).await
+        read::labels(&self.core, selection, (question, limit), merge::merge_texts).await
     }
 
-    /// The label sets of the selected series, sorted.
-    pub async fn series(&self, selection: &Selection) -> Result<ReadAnswer<Vec<Labels>>, ReadError> {
-        read::labels(&self.core, selection, LabelsQuestion::Series, merge::merge_label_sets).await
+    /// The label sets of the selected series, sorted; limited like the names.
+    pub async fn series(
+        &self,
+        selection: &Selection,
+        limit: usize,
+    ) -> Result<ReadAnswer<Listed<Labels>>, ReadError> {
+        read::labels(&self.core, selection, (LabelsQuestion::Series, limit), merge::merge_label_sets).await
+    }
+
+    /// How many series the tenant's labels have, of the series that replicas hold in memory: one replica is asked
+    /// for each shard. Of each list the `top` first; over several nodes, what is far down may be missing from them.
+    pub async fn cardinality(&self, tenant: &TenantId, top: usize) -> ReadAnswer<Cardinality> {
+        cardinality::count(&self.core, tenant, top).await
     }
 
     /// Lets all replicas of all shards erase, and says which did not. Then the same again is safe, and needed.

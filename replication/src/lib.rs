@@ -5,7 +5,7 @@
 //! * [`Coordinator`]: [`Coordinator::write`] and the reads, over the pure parts `quorum` (who has stored
 //!   what), `progress` (whom to ask next), `merge` (many answers to one).
 //!
-//! * `erase`: what all replicas must do, and who did not.
+//! * `erase`: what all replicas must do, and who did not; `cardinality`: what one replica of each shard counts.
 //!
 //! Invariants: a write is acked when, and only when, a quorum of each of its shards' replicas stored every
 //! series under one epoch; a read says which shards it does not cover.
@@ -13,6 +13,7 @@
 //! This crate never sees the storage engine, gRPC, HTTP or configuration. It does not repair replicas and
 //! keeps no hints: a replica that missed a write lacks it until it is sent again.
 
+mod cardinality;
 mod coordinator;
 mod erase;
 mod handle;
@@ -30,7 +31,8 @@ pub use coordinator::{
 };
 pub use erase::{Erase, EraseReply, EraseRequest, Erased};
 pub use handle::{AdoptError, Adoption, PersistError, PlacementHandle};
+pub use merge::Listed;
 pub use peers::{
-    AppendRequest, BatchReply, FencedBatch, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, Peers,
-    SelectRequest, ShardRefusal, ShardReply,
+    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, FencedBatch, LabelItems, LabelsAnswer,
+    LabelsQuestion, LabelsRequest, PeerError, Peers, SelectRequest, ShardRefusal, ShardReply,
 };

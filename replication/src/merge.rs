@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 
 use saturn_model::{Labels, SeriesColumns};
 
-use crate::LabelsAnswer;
+use crate::{LabelItems, LabelsAnswer};
 
 /// One series per label set, sorted by labels.
 pub(crate) fn merge_series(answers: Vec<Vec<SeriesColumns>>) -> Vec<SeriesColumns> {
@@ -31,22 +31,35 @@ pub(crate) fn merge_series(answers: Vec<Vec<SeriesColumns>>) -> Vec<SeriesColumn
     merged
 }
 
+/// Items of a listing, and whether there are more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed<T> {
+    /// Sorted, each once.
+    pub items: Vec<T>,
+    /// Whether a replica held items back because of the limit.
+    pub truncated: bool,
+}
+
 /// All texts once, sorted.
-pub(crate) fn merge_texts(answers: Vec<LabelsAnswer>) -> Vec<String> {
-    let texts = answers.into_iter().flat_map(|answer| match answer {
-        LabelsAnswer::Texts(texts) => texts,
-        LabelsAnswer::Series(_) => Vec::new(),
-    });
-    sorted(texts.collect())
+pub(crate) fn merge_texts(answers: Vec<LabelsAnswer>) -> Listed<String> {
+    merge_listed(answers, |items| match items {
+        LabelItems::Texts(texts) => texts,
+        LabelItems::Series(_) => Vec::new(),
+    })
 }
 
 /// All label sets once, sorted.
-pub(crate) fn merge_label_sets(answers: Vec<LabelsAnswer>) -> Vec<Labels> {
-    let sets = answers.into_iter().flat_map(|answer| match answer {
-        LabelsAnswer::Series(sets) => sets,
-        LabelsAnswer::Texts(_) => Vec::new(),
-    });
-    sorted(sets.collect())
+pub(crate) fn merge_label_sets(answers: Vec<LabelsAnswer>) -> Listed<Labels> {
+    merge_listed(answers, |items| match items {
+        LabelItems::Series(sets) => sets,
+        LabelItems::Texts(_) => Vec::new(),
+    })
+}
+
+fn merge_listed<T: Ord>(answers: Vec<LabelsAnswer>, items: fn(LabelItems) -> Vec<T>) -> Listed<T> {
+    let truncated = answers.iter().any(|answer| answer.truncated);
+    let items = answers.into_iter().flat_map(|answer| items(answer.items)).collect();
+    Listed { items: sorted(items), truncated }
 }
 
 fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {
@@ -85,10 +98,14 @@ mod tests {
 
     #[test]
     fn texts_and_label_sets_are_united() {
-        let texts = |texts: &[&str]| LabelsAnswer::Texts(texts.iter().map(|t| (*t).to_owned()).collect());
-        assert_eq!(merge_texts(vec![texts(&["b", "a"]), texts(&["c", "b"])]), ["a", "b", "c"]);
+        let all = |items| LabelsAnswer { items, truncated: false };
+        let texts = |texts: &[&str]| LabelItems::Texts(texts.iter().map(|t| (*t).to_owned()).collect());
+        let merged = merge_texts(vec![all(texts(&["b", "a"])), all(texts(&["c", "b"]))]);
+        assert_eq!((merged.items.join(""), merged.truncated), ("abc".to_owned(), false));
+        let some = LabelsAnswer { items: texts(&["b"]), truncated: true };
+        assert!(merge_texts(vec![all(texts(&["a"])), some]).truncated);
         let set = |name: &str| Labels::from_pairs([("__name__", name)]).expect("valid");
-        let sets = |names: &[&str]| LabelsAnswer::Series(names.iter().map(|name| set(name)).collect());
-        assert_eq!(merge_label_sets(vec![sets(&["b", "a"]), sets(&["b"])]), [set("a"), set("b")]);
+        let sets = |names: &[&str]| all(LabelItems::Series(names.iter().map(|name| set(name)).collect()));
+        assert_eq!(merge_label_sets(vec![sets(&["b", "a"]), sets(&["b"])]).items, [set("a"), set("b")]);
     }
 }

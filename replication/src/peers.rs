@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use saturn_model::{Labels, Selection, SeriesColumns, ShardBatch, ShardId};
+use saturn_model::{Cardinality, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId};
 use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
 
 use crate::{EraseReply, EraseRequest};
@@ -31,6 +31,13 @@ pub trait Peers: Send + Sync + 'static {
         to: &NodeId,
         request: LabelsRequest,
     ) -> impl Future<Output = Result<Vec<ShardReply<LabelsAnswer>>, PeerError>> + Send;
+
+    /// Counts the series of some shards.
+    fn cardinality(
+        &self,
+        to: &NodeId,
+        request: CardinalityRequest,
+    ) -> impl Future<Output = Result<CardinalityReply, PeerError>> + Send;
 
     /// Erases samples, or what erased samples take.
     fn erase(
@@ -116,15 +123,46 @@ pub struct LabelsRequest {
     pub question: LabelsQuestion,
     /// Each shard with the epoch of its record, as the sender knows it.
     pub shards: Vec<(ShardId, Epoch)>,
+    /// Most items that one shard may answer with.
+    pub limit: usize,
 }
 
-/// The answer to a [`LabelsQuestion`], in any order.
+/// The answer to a [`LabelsQuestion`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LabelsAnswer {
+pub struct LabelsAnswer {
+    /// At most as many items as allowed, in any order.
+    pub items: LabelItems,
+    /// Whether there are more.
+    pub truncated: bool,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LabelItems {
     /// Names or values.
     Texts(Vec<String>),
     /// Label sets.
     Series(Vec<Labels>),
+}
+
+/// An order to count the series of some shards that are in memory.
+#[derive(Clone, Debug)]
+pub struct CardinalityRequest {
+    /// Whose series.
+    pub tenant: TenantId,
+    /// Each shard with the epoch of its record, as the sender knows it.
+    pub shards: Vec<(ShardId, Epoch)>,
+    /// How long the lists of the answer may be.
+    pub top: usize,
+}
+
+/// What one replica counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CardinalityReply {
+    /// Over all shards but those that were refused.
+    pub counted: Cardinality,
+    /// Shards that are not in it, and why.
+    pub refused: Vec<(ShardId, String)>,
 }
 
 /// What a replica says about one shard.

@@ -39,7 +39,7 @@ struct ShardRead<T> {
 }
 
 /// The nodes of a shard's record in the order in which to ask them.
-fn preference(
+pub(crate) fn preference(
     shard: ShardId,
     record: &ShardRecord,
     me: &NodeId,

@@ -47,17 +47,18 @@ pub(crate) async fn select<P: Peers, R: Send + 'static>(
     read(core, Arc::new(call), merge).await
 }
 
-/// Something about the labels of the selected series; `merge` makes one answer of many.
+/// Something about the labels of the selected series, at most `limit` items of each shard; `merge` makes one answer of many.
 pub(crate) async fn labels<P: Peers, R: Send + 'static>(
     core: &Arc<Core<P>>,
     selection: &Selection,
-    question: LabelsQuestion,
+    (question, limit): (LabelsQuestion, usize),
     merge: fn(Vec<LabelsAnswer>) -> R,
 ) -> Result<ReadAnswer<R>, ReadError> {
     let (peers, selection) = (Arc::clone(&core.peers), selection.clone());
     let call = move |node: NodeId, shards| {
         let peers = Arc::clone(&peers);
-        let request = LabelsRequest { selection: selection.clone(), question: question.clone(), shards };
+        let (selection, question) = (selection.clone(), question.clone());
+        let request = LabelsRequest { selection, question, shards, limit };
         Box::pin(async move { peers.labels(&node, request).await }) as BoxFuture<'static, _>
     };
     read(core, Arc::new(call), merge).await

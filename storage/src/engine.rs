@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use saturn_model::{
-    BUCKETS_MAX, Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
+    BUCKETS_MAX, Cardinality, Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId,
+    TimestampMs,
 };
 
 use crate::check::CheckReport;
@@ -28,7 +29,7 @@ use crate::error::StorageError;
 use crate::flush::{self, FlushSignal};
 use crate::index::Dictionary;
 use crate::keys::{Segment, Window};
-use crate::labels::{self, Cardinality, Listed};
+use crate::labels::{self, Listed};
 use crate::maintenance;
 use crate::merge;
 use crate::metrics::Metrics;
@@ -222,10 +223,10 @@ impl Engine {
         labels::label_values(&self.inner.store, shard, selection, name, limit)
     }
 
-    /// How many series the tenant's labels have, of the series in memory, in all shards of this node; the `top`
-    /// of each kind.
-    pub fn cardinality(&self, tenant: &TenantId, top: usize) -> Cardinality {
-        labels::cardinality(&self.inner.store, tenant, top)
+    /// How many series the tenant's labels have, of the series of these shards that are in memory; of each list
+    /// the `top` first. Blocks.
+    pub fn cardinality(&self, tenant: &TenantId, shards: &[ShardId], top: usize) -> Cardinality {
+        labels::cardinality(&self.inner.store, tenant, shards, top)
     }
 
     /// Moves what is in memory to RocksDB and removes the log that is not needed any more. Blocks.

@@ -174,6 +174,14 @@ impl HistogramHead {
         self.parts().any(|runs| !runs.range(ordinal, start, end).0.is_empty())
     }
 
+    /// Times of the first and of the last histogram of a series, for what a flush is writing and for what came since.
+    pub(crate) fn bounds(&self, ordinal: u32) -> impl Iterator<Item = (i64, i64)> {
+        self.parts().filter_map(move |runs| {
+            let timestamps = runs.range(ordinal, i64::MIN, i64::MAX).0;
+            Some((*timestamps.first()?, *timestamps.last()?))
+        })
+    }
+
     /// Adds the histograms of a series from `start` to `end`, both inclusive.
     pub(crate) fn add_range(&self, ordinal: u32, start: i64, end: i64, columns: &mut SeriesColumns) {
         for runs in self.parts() {

@@ -5,7 +5,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use saturn_model::{Labels, METRIC_NAME, Selection, ShardId, TenantId};
+use saturn_model::{
+    Cardinality, LabelCardinality, Labels, METRIC_NAME, Selection, ShardId, TenantId, largest,
+};
 
 use crate::engine::Store;
 use crate::error::StorageError;
@@ -31,23 +33,6 @@ impl<T> Listed<T> {
         let taken = items.by_ref().take(limit).collect();
         Self { items: taken, truncated: items.next().is_some() }
     }
-}
-
-/// How many series a tenant's labels have, of the series in memory on this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cardinality {
-    /// Series.
-    pub series: u64,
-    /// Different label pairs.
-    pub label_pairs: u64,
-    /// Metric names with the most series, and how many.
-    pub series_by_metric: Vec<(String, u64)>,
-    /// Label names with the most different values, and how many.
-    pub values_by_label: Vec<(String, u64)>,
-    /// Label names whose different values take the most bytes, and how many.
-    pub value_bytes_by_label: Vec<(String, u64)>,
-    /// Label pairs (`name=value`) with the most series, and how many.
-    pub series_by_pair: Vec<(String, u64)>,
 }
 
 /// The series that match and may have samples in the range, and those of them that are not in memory by day.
@@ -141,39 +126,75 @@ pub(crate) fn label_values(
 }
 
 /// See `Engine::cardinality`.
-pub(crate) fn cardinality(store: &Store, tenant: &TenantId, top: usize) -> Cardinality {
+pub(crate) fn cardinality(store: &Store, tenant: &TenantId, shards: &[ShardId], top: usize) -> Cardinality {
+    let shards: Vec<Arc<Shard>> = shards.iter().filter_map(|shard| store.known_shard(*shard)).collect();
     let mut found = Cardinality::default();
-    let mut pairs: HashMap<(String, String), u64> = HashMap::new();
-    for shard in store.all_shards() {
-        let index = shard.index.read();
-        if let Some(tenant) = index.tenant(tenant) {
-            found.series += tenant.all().len();
-            tenant.counts(|name, value, series| {
-                *pairs.entry((name.into(), value.into())).or_default() += series;
-            });
-        }
+    // By hash: a tenant may have millions of pairs, and the texts of most of them are not needed.
+    let mut series_of: HashMap<u64, u64> = HashMap::new();
+    let mut metrics: HashSet<u64> = HashSet::new();
+    let mut labels: HashMap<String, LabelCardinality> = HashMap::new();
+    for shard in &shards {
+        let (series, chunks, times) = shard.figures(tenant);
+        let of_shard = Cardinality { series, chunks, times, ..Cardinality::default() };
+        found.merge(of_shard, top);
+        each_pair(shard, tenant, |name, value, series| {
+            let hash = Cardinality::pair_hash(name, value);
+            let count = series_of.entry(hash).or_default();
+            if *count == 0 {
+                found.label_pairs.add(hash);
+                if name == METRIC_NAME {
+                    metrics.insert(hash);
+                }
+                if !labels.contains_key(name) {
+                    labels.insert(name.into(), LabelCardinality { name: name.into(), ..Default::default() });
+                }
+                let label = labels.get_mut(name).expect("it was just added");
+                label.values.add(hash);
+                label.value_bytes += value.len() as u64;
+            }
+            *count += series;
+        });
     }
-    found.label_pairs = pairs.len() as u64;
-    let mut values: HashMap<&str, (u64, u64)> = HashMap::new();
-    for (name, value) in pairs.keys() {
-        let (count, bytes) = values.entry(name).or_default();
-        *count += 1;
-        *bytes += value.len() as u64;
+    found.label_pairs.settle();
+    labels.values_mut().for_each(|label| label.values.settle());
+    found.labels = labels.into_values().collect();
+    found.labels.sort_by_cached_key(|label| (Reverse(label.values.count()), label.name.clone()));
+    found.labels.truncate(top);
+
+    let at_top = most_series(series_of.iter().map(|(hash, count)| (*hash, *count)), top);
+    let metrics = series_of.iter().filter(|(hash, _)| metrics.contains(hash));
+    let metrics_at_top = most_series(metrics.map(|(hash, count)| (*hash, *count)), top);
+    let (mut by_pair, mut by_metric) = (HashMap::new(), HashMap::new());
+    for shard in &shards {
+        each_pair(shard, tenant, |name, value, _| {
+            let hash = Cardinality::pair_hash(name, value);
+            let count = series_of.get(&hash).copied().unwrap_or(0);
+            if at_top.contains(&hash) {
+                by_pair.entry(format!("{name}={value}")).or_insert(count);
+            }
+            if metrics_at_top.contains(&hash) {
+                by_metric.entry(value.to_owned()).or_insert(count);
+            }
+        });
     }
-    let named = |(name, count): (&&str, u64)| ((*name).to_owned(), count);
-    found.values_by_label = largest(values.iter().map(|(name, (count, _))| named((name, *count))), top);
-    found.value_bytes_by_label = largest(values.iter().map(|(name, (_, bytes))| named((name, *bytes))), top);
-    let metrics = pairs.iter().filter(|((name, _), _)| name == METRIC_NAME);
-    found.series_by_metric = largest(metrics.map(|((_, value), count)| (value.clone(), *count)), top);
-    let pairs = pairs.iter().map(|((name, value), count)| (format!("{name}={value}"), *count));
-    found.series_by_pair = largest(pairs, top);
+    found.series_by_pair = largest(by_pair, top);
+    found.series_by_metric = largest(by_metric, top);
     found
 }
 
-/// The `top` with the highest numbers, those first; equal ones by name.
-fn largest(all: impl Iterator<Item = (String, u64)>, top: usize) -> Vec<(String, u64)> {
-    let mut all: Vec<(String, u64)> = all.collect();
-    all.sort_unstable_by(|a, b| (Reverse(a.1), &a.0).cmp(&(Reverse(b.1), &b.0)));
-    all.truncate(top);
-    all
+/// Gives each label pair of the tenant's series in memory, and how many of them have it, to `each`.
+fn each_pair(shard: &Shard, tenant: &TenantId, each: impl FnMut(&str, &str, u64)) {
+    let index = shard.index.read();
+    if let Some(tenant) = index.tenant(tenant) {
+        tenant.counts(each);
+    }
+}
+
+/// The `top` with the most series, and all that have as many as the last of them, up to twice as many.
+fn most_series(counts: impl Iterator<Item = (u64, u64)>, top: usize) -> HashSet<u64> {
+    let mut counts: Vec<(u64, u64)> = counts.collect();
+    counts.sort_unstable_by_key(|(hash, count)| (Reverse(*count), *hash));
+    let last = counts.get(top.saturating_sub(1)).map_or(0, |(_, count)| *count);
+    let counts = counts.into_iter().take_while(|(_, count)| *count >= last);
+    counts.map(|(hash, _)| hash).take(top.saturating_mul(2)).collect()
 }

@@ -77,7 +77,7 @@ pub use check::{CheckReport, Damage};
 pub use durability::{Durability, DurabilityOptions};
 pub use engine::{AppendOutcome, Engine};
 pub use error::StorageError;
-pub use labels::{Cardinality, Listed};
+pub use labels::Listed;
 pub use offline::{LogRecord, Offline, OfflineStats, SegmentInfo, SeriesInfo};
 pub use options::{EngineOptions, EngineStats, ReadLimits};
 pub use read::SeriesStream;

@@ -394,6 +394,24 @@ impl Shard {
         &head.evicted | self.index.read().known()
     }
 
+    /// Of the tenant's series in memory: how many there are, their chunks in memory, and the times of the first
+    /// and of the last sample there.
+    pub(crate) fn figures(&self, tenant: &TenantId) -> (u64, u64, Option<(i64, i64)>) {
+        let head = self.head.lock();
+        let index = self.index.read();
+        let Some(tenant) = index.tenant(tenant) else { return (0, 0, None) };
+        let mut chunks = 0;
+        let mut times: Option<(i64, i64)> = None;
+        for ordinal in tenant.all() {
+            let runs = head.runs(ordinal).filter_map(Run::bounds);
+            for (first, last) in runs.chain(head.histograms.bounds(ordinal)) {
+                chunks += 1;
+                times = Some(times.map_or((first, last), |(a, b)| (a.min(first), b.max(last))));
+            }
+        }
+        (tenant.all().len(), chunks, times)
+    }
+
     /// Whether series or samples wait for a flush, or may leave memory with it.
     pub(crate) fn needs_flush(&self, idle: Duration) -> bool {
         let head = self.head.lock();

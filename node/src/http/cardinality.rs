@@ -1,26 +1,28 @@
 //! `/api/v1/status/tsdb`: which names, labels and pairs of a tenant have how many series.
 //!
-//! Counted over the whole cluster, every series once, from the label sets that the replicas' indexes hold;
-//! samples are not read. `chunkCount`, `minTime` and `maxTime` of Prometheus's answer are of its head alone and
-//! have no equal here; they are left out.
+//! Counted from the indexes of the replicas: each shard by one of them, so every series once, of what it holds in
+//! memory (series that got no sample for an hour have left it). The lists of several nodes are added up entry by
+//! entry, of at least [`LISTED_MIN`] entries each; how many different values a label has is exact if one node counted
+//! them all, and else within a few percent.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use saturn_model::{Labels, METRIC_NAME, Selection, TimestampMs};
+use saturn_model::{Cardinality, largest};
 use serde::Serialize;
 
 use super::App;
 use super::answer::{ApiError, Notes, success_of};
 use super::params::Params;
-use super::query::{Found, serving};
+use super::query::{missing, serving};
 use super::tenant::Tenant;
 
 /// Entries of each list if `limit` is not given, and the most that may be asked for (Prometheus's numbers).
 const ENTRIES_DEFAULT: usize = 10;
 const ENTRIES_MAX: usize = 10_000;
+/// How long the lists of a node are at least, so that what is high in the sum is in all of them.
+const LISTED_MIN: usize = 1000;
 
 /// A name and how much there is of it.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -29,17 +31,21 @@ struct Entry {
     value: u64,
 }
 
-#[derive(Debug, Serialize)]
+/// `minTime` and `maxTime` in milliseconds; Prometheus's numbers if there is no sample.
+#[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct HeadStats {
-    num_series: usize,
-    num_label_pairs: usize,
+    num_series: u64,
+    num_label_pairs: u64,
+    chunk_count: u64,
+    min_time: i64,
+    max_time: i64,
 }
 
 /// Prometheus's answer.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Cardinality {
+struct TsdbStatus {
     head_stats: HeadStats,
     series_count_by_metric_name: Vec<Entry>,
     label_value_count_by_label_name: Vec<Entry>,
@@ -60,53 +66,33 @@ pub(crate) async fn tsdb(
             return Err(ApiError::bad_data(format!("limit must be a number from 1 to {ENTRIES_MAX}")));
         }
     };
-    let (start, end) = (TimestampMs(i64::MIN), TimestampMs(i64::MAX));
-    let selection = Selection { tenant, matchers: Vec::new(), start, end };
     let coordinator = &serving(&app)?.coordinator;
-    let answer = coordinator.series(&selection).await.map_err(|e| ApiError::unavailable(e.to_string()))?;
-    let mut found = Found::nothing();
-    found.add(answer.value, &answer.completeness, coordinator.shards())?;
-    let counting = tokio::task::spawn_blocking(move || {
-        let (series, notes) = found.finish(None);
-        (cardinality(&series, limit), notes)
-    });
-    let (cardinality, notes): (Cardinality, Notes) =
-        counting.await.map_err(|e| ApiError::internal(e.to_string()))?;
-    Ok(success_of(&cardinality, &notes))
+    let answer = coordinator.cardinality(&tenant, limit.max(LISTED_MIN)).await;
+    let warnings = missing(&answer.completeness, coordinator.shards())?;
+    Ok(success_of(&status(answer.value, limit), &Notes { warnings, infos: Vec::new() }))
 }
 
-fn cardinality(series: &[Labels], limit: usize) -> Cardinality {
-    let mut pairs: HashMap<(&str, &str), u64> = HashMap::new();
-    for labels in series {
-        labels.iter().for_each(|pair| *pairs.entry(pair).or_default() += 1);
-    }
-    let mut metrics: HashMap<String, u64> = HashMap::new();
-    let (mut values, mut bytes) = (HashMap::new(), HashMap::new());
-    for ((name, value), count) in &pairs {
-        if *name == METRIC_NAME {
-            metrics.insert((*value).to_owned(), *count);
-        }
-        *values.entry((*name).to_owned()).or_default() += 1;
-        *bytes.entry((*name).to_owned()).or_default() += value.len() as u64;
-    }
-    Cardinality {
-        head_stats: HeadStats { num_series: series.len(), num_label_pairs: pairs.len() },
-        series_count_by_metric_name: largest(metrics, limit),
-        label_value_count_by_label_name: largest(values, limit),
-        memory_in_bytes_by_label_name: largest(bytes, limit),
-        series_count_by_label_value_pair: largest(
-            pairs.into_iter().map(|((name, value), count)| (format!("{name}={value}"), count)).collect(),
-            limit,
-        ),
+fn status(counted: Cardinality, limit: usize) -> TsdbStatus {
+    let (min_time, max_time) = counted.times.unwrap_or((i64::MAX, i64::MIN));
+    let values = counted.labels.iter().map(|label| (label.name.clone(), label.values.count()));
+    let bytes = counted.labels.iter().map(|label| (label.name.clone(), label.bytes()));
+    TsdbStatus {
+        head_stats: HeadStats {
+            num_series: counted.series,
+            num_label_pairs: counted.label_pairs.count(),
+            chunk_count: counted.chunks,
+            min_time,
+            max_time,
+        },
+        label_value_count_by_label_name: entries(values, limit),
+        memory_in_bytes_by_label_name: entries(bytes, limit),
+        series_count_by_metric_name: entries(counted.series_by_metric, limit),
+        series_count_by_label_value_pair: entries(counted.series_by_pair, limit),
     }
 }
 
-/// The entries with the largest values; equal ones by name.
-fn largest(entries: HashMap<String, u64>, limit: usize) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = entries.into_iter().map(|(name, value)| Entry { name, value }).collect();
-    entries.sort_by(|a, b| b.value.cmp(&a.value).then_with(|| a.name.cmp(&b.name)));
-    entries.truncate(limit);
-    entries
+fn entries(counts: impl IntoIterator<Item = (String, u64)>, limit: usize) -> Vec<Entry> {
+    largest(counts, limit).into_iter().map(|(name, value)| Entry { name, value }).collect()
 }
 
 #[cfg(test)]
@@ -114,19 +100,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_series_by_name_value_and_pair() {
-        let labels = |pairs: &[(&str, &str)]| Labels::from_pairs(pairs.iter().copied()).expect("valid");
-        let series = [
-            labels(&[("__name__", "up"), ("job", "a")]),
-            labels(&[("__name__", "up"), ("job", "bb")]),
-            labels(&[("__name__", "down"), ("job", "a")]),
-        ];
-        let found = cardinality(&series, 1);
-        assert_eq!((found.head_stats.num_series, found.head_stats.num_label_pairs), (3, 4));
-        let one = |name: &str, value| vec![Entry { name: name.into(), value }];
-        assert_eq!(found.series_count_by_metric_name, one("up", 2));
-        assert_eq!(found.label_value_count_by_label_name, one("__name__", 2));
-        assert_eq!(found.memory_in_bytes_by_label_name, one("__name__", 6));
-        assert_eq!(found.series_count_by_label_value_pair, one("__name__=up", 2));
+    fn an_empty_head_has_prometheus_times_and_lists_are_cut() {
+        let stats = status(Cardinality::default(), 10).head_stats;
+        assert_eq!((stats.min_time, stats.max_time), (i64::MAX, i64::MIN));
+        let counted = Cardinality {
+            times: Some((5, 9)),
+            series_by_metric: vec![("b".into(), 1), ("a".into(), 1), ("c".into(), 7)],
+            ..Cardinality::default()
+        };
+        let status = status(counted, 2);
+        assert_eq!((status.head_stats.min_time, status.head_stats.max_time), (5, 9));
+        let entry = |name: &str, value| Entry { name: name.into(), value };
+        assert_eq!(status.series_count_by_metric_name, [entry("c", 7), entry("a", 1)]);
     }
 }

@@ -9,7 +9,7 @@ use axum::response::Response;
 use saturn_model::{Selection, TenantId, TimestampMs};
 use saturn_promql::{SampleStats, Value};
 use saturn_query_frontend::{QueryAnswer, QueryRequest, QueryTime, QueryTimings};
-use saturn_replication::Completeness;
+use saturn_replication::{Completeness, Listed, ReadAnswer, ReadError};
 
 use super::answer::{ApiError, Notes, success, success_of, write_labels, write_value};
 use super::params::Params;
@@ -153,40 +153,47 @@ fn selections(
 }
 
 /// Collects what several selections find, and what they miss.
-pub(super) struct Found<T> {
+struct Found<T> {
     items: BTreeSet<T>,
     warnings: BTreeSet<String>,
+    /// Most items that are wanted; of each selection and shard no more are asked for.
+    limit: usize,
+    truncated: bool,
+    shards: u16,
 }
 
 impl<T: Ord> Found<T> {
-    pub(super) fn nothing() -> Self {
-        Self { items: BTreeSet::new(), warnings: BTreeSet::new() }
+    fn nothing(limit: Option<usize>, shards: u16) -> Self {
+        let limit = limit.unwrap_or(usize::MAX);
+        Self { items: BTreeSet::new(), warnings: BTreeSet::new(), limit, truncated: false, shards }
     }
 
-    pub(super) fn add(
-        &mut self,
-        items: impl IntoIterator<Item = T>,
-        completeness: &Completeness,
-        shards: u16,
-    ) -> Result<(), ApiError> {
-        let missing = describe_missing(completeness);
-        if nothing_answered(completeness, shards) {
-            return Err(ApiError::unavailable(missing.join("; ")));
-        }
-        self.items.extend(items);
-        self.warnings.extend(missing);
+    fn add(&mut self, answer: Result<ReadAnswer<Listed<T>>, ReadError>) -> Result<(), ApiError> {
+        let ReadAnswer { value, completeness } = answer.map_err(|e| ApiError::unavailable(e.to_string()))?;
+        self.warnings.extend(missing(&completeness, self.shards)?);
+        self.items.extend(value.items);
+        self.truncated |= value.truncated;
         Ok(())
     }
 
-    pub(super) fn finish(self, limit: Option<usize>) -> (Vec<T>, Notes) {
+    fn finish(self) -> (Vec<T>, Notes) {
         let mut warnings: Vec<String> = self.warnings.into_iter().collect();
         let mut items: Vec<T> = self.items.into_iter().collect();
-        if let Some(limit) = limit.filter(|limit| items.len() > *limit) {
-            items.truncate(limit);
+        if self.truncated || items.len() > self.limit {
+            items.truncate(self.limit);
             warnings.push(TRUNCATED.into());
         }
         (items, Notes { warnings, infos: Vec::new() })
     }
+}
+
+/// What an answer does not cover, as warnings; an error if that is everything.
+pub(super) fn missing(completeness: &Completeness, shards: u16) -> Result<Vec<String>, ApiError> {
+    let missing = describe_missing(completeness);
+    if nothing_answered(completeness, shards) {
+        return Err(ApiError::unavailable(missing.join("; ")));
+    }
+    Ok(missing)
 }
 
 /// `/api/v1/series`
@@ -197,12 +204,11 @@ pub(crate) async fn series(
 ) -> Result<Response, ApiError> {
     let selections = selections(&tenant, &params, Unselected::Refused)?;
     let coordinator = &serving(&app)?.coordinator;
-    let mut found = Found::nothing();
+    let mut found = Found::nothing(params.limit()?, coordinator.shards());
     for selection in &selections {
-        let answer = coordinator.series(selection).await.map_err(|e| ApiError::unavailable(e.to_string()))?;
-        found.add(answer.value, &answer.completeness, coordinator.shards())?;
+        found.add(coordinator.series(selection, found.limit).await)?;
     }
-    let (labels, notes) = found.finish(params.limit()?);
+    let (labels, notes) = found.finish();
     let mut data = String::from("[");
     for (i, labels) in labels.iter().enumerate() {
         if i > 0 {
@@ -222,13 +228,11 @@ pub(crate) async fn labels(
 ) -> Result<Response, ApiError> {
     let selections = selections(&tenant, &params, Unselected::Everything)?;
     let coordinator = &serving(&app)?.coordinator;
-    let mut found = Found::nothing();
+    let mut found = Found::nothing(params.limit()?, coordinator.shards());
     for selection in &selections {
-        let answer = coordinator.label_names(selection).await;
-        let answer = answer.map_err(|e| ApiError::unavailable(e.to_string()))?;
-        found.add(answer.value, &answer.completeness, coordinator.shards())?;
+        found.add(coordinator.label_names(selection, found.limit).await)?;
     }
-    let (names, notes) = found.finish(params.limit()?);
+    let (names, notes) = found.finish();
     Ok(success_of(&names, &notes))
 }
 
@@ -246,12 +250,10 @@ pub(crate) async fn label_values(
     }
     let selections = selections(&tenant, &params, Unselected::Everything)?;
     let coordinator = &serving(&app)?.coordinator;
-    let mut found = Found::nothing();
+    let mut found = Found::nothing(params.limit()?, coordinator.shards());
     for selection in &selections {
-        let answer = coordinator.label_values(selection, name).await;
-        let answer = answer.map_err(|e| ApiError::unavailable(e.to_string()))?;
-        found.add(answer.value, &answer.completeness, coordinator.shards())?;
+        found.add(coordinator.label_values(selection, name, found.limit).await)?;
     }
-    let (values, notes) = found.finish(params.limit()?);
+    let (values, notes) = found.finish();
     Ok(success_of(&values, &notes))
 }

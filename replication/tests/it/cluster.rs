@@ -1,6 +1,6 @@
 //! Replicas in memory: they fence, ask for labels, fail, hang and lag as told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -8,12 +8,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use saturn_model::{
-    Fingerprint, Labels, Sample, Selection, SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
+    Cardinality, Fingerprint, Labels, Sample, Selection, SeriesColumns, ShardBatch, ShardId, TenantId,
+    TimestampMs,
 };
 use saturn_replication::{
-    AppendRequest, BatchReply, Coordinator, Erase, EraseReply, EraseRequest, LabelSource, LabelsAnswer,
-    LabelsQuestion, LabelsRequest, PeerError, Peers, PlacementHandle, SelectRequest, Settings, ShardRefusal,
-    ShardReply, ShardWrite,
+    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Coordinator, Erase, EraseReply,
+    EraseRequest, LabelItems, LabelSource, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, Peers,
+    PlacementHandle, SelectRequest, Settings, ShardRefusal, ShardReply, ShardWrite,
 };
 use saturn_ring::{
     ClusterId, Epoch, Fence, Generation, NodeId, Placement, PlacementMember, ShardRecord, Zone, fence,
@@ -248,16 +249,53 @@ impl Peers for Cluster {
         Ok(self.read(to, &request.shards, |replica, shard| {
             let sets = replica.series_of(shard).map(|(labels, _)| labels);
             let name = |(name, _): (&str, &str)| name.to_owned();
+            let texts = |texts: BTreeSet<String>| LabelsAnswer {
+                truncated: texts.len() > request.limit,
+                items: LabelItems::Texts(texts.into_iter().take(request.limit).collect()),
+            };
             match &request.question {
-                LabelsQuestion::Names => {
-                    LabelsAnswer::Texts(sets.flat_map(|labels| labels.iter().map(name)).collect())
+                LabelsQuestion::Names => texts(sets.flat_map(|labels| labels.iter().map(name)).collect()),
+                LabelsQuestion::ValuesOf(name) => {
+                    texts(sets.filter_map(|labels| labels.get(name)).map(str::to_owned).collect())
                 }
-                LabelsQuestion::ValuesOf(name) => LabelsAnswer::Texts(
-                    sets.filter_map(|labels| labels.get(name)).map(str::to_owned).collect(),
-                ),
-                LabelsQuestion::Series => LabelsAnswer::Series(sets.cloned().collect()),
+                LabelsQuestion::Series => LabelsAnswer {
+                    truncated: replica.series_of(shard).count() > request.limit,
+                    items: LabelItems::Series(sets.take(request.limit).cloned().collect()),
+                },
             }
         }))
+    }
+
+    async fn cardinality(
+        &self,
+        to: &NodeId,
+        request: CardinalityRequest,
+    ) -> Result<CardinalityReply, PeerError> {
+        self.reach(to).await?;
+        let mut reply = CardinalityReply::default();
+        let pairs = self.read(to, &request.shards, |replica, shard| {
+            let sets = replica.series_of(shard).map(|(labels, _)| labels);
+            sets.map(|labels| labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect()).collect()
+        });
+        let mut counts: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for ShardReply { shard, result } in pairs {
+            let result: Result<Vec<Vec<(String, String)>>, _> = result;
+            match result {
+                Ok(series) => {
+                    reply.counted.series += series.len() as u64;
+                    series.into_iter().flatten().for_each(|pair| *counts.entry(pair).or_default() += 1);
+                }
+                Err(refusal) => reply.refused.push((shard, refusal.to_string())),
+            }
+        }
+        for ((name, value), count) in counts {
+            reply.counted.label_pairs.add(Cardinality::pair_hash(&name, &value));
+            if name == "__name__" {
+                reply.counted.series_by_metric.push((value, count));
+            }
+        }
+        reply.counted.label_pairs.settle();
+        Ok(reply)
     }
 
     async fn erase(&self, to: &NodeId, request: EraseRequest) -> Result<EraseReply, PeerError> {

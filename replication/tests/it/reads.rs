@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use saturn_model::SeriesColumns;
-use saturn_replication::{Completeness, ReadAnswer, ReadError};
+use saturn_replication::{Completeness, Listed, ReadAnswer, ReadError};
 use tokio::time::Instant;
 
-use crate::cluster::{SHARDS, World, everything, labels_of};
+use crate::cluster::{SHARDS, World, everything, labels_of, tenant};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 const SERIES: u32 = 100;
@@ -160,17 +160,47 @@ async fn labels_are_read_like_samples() {
     settle().await;
     world.cluster.kill("c");
     let all = everything();
-    let names = world.coordinator.label_names(&all).await.expect("an answer");
-    assert_eq!(
-        (names.value, names.completeness),
-        (vec!["__name__".into(), "i".into()], Completeness::Complete)
-    );
-    assert_eq!(world.coordinator.label_values(&all, "i").await.expect("an answer").value, ["0", "1", "2"]);
-    let sets = world.coordinator.series(&all).await.expect("an answer");
-    assert_eq!(sets.value, [labels_of(0), labels_of(1), labels_of(2)]);
+    let names = world.coordinator.label_names(&all, 9).await.expect("an answer");
+    let both = Listed { items: vec!["__name__".into(), "i".into()], truncated: false };
+    assert_eq!((names.value, names.completeness), (both, Completeness::Complete));
+    let values = world.coordinator.label_values(&all, "i", 9).await.expect("an answer").value;
+    assert_eq!((values.items.join(" "), values.truncated), ("0 1 2".into(), false));
+    let sets = world.coordinator.series(&all, 9).await.expect("an answer");
+    assert_eq!(sets.value.items, [labels_of(0), labels_of(1), labels_of(2)]);
     world.cluster.kill("b");
     assert_eq!(
-        missing_shards(&world.coordinator.series(&all).await.expect("an answer")),
+        missing_shards(&world.coordinator.series(&all, 9).await.expect("an answer")),
         usize::from(SHARDS)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_is_one_of_every_shard_and_said_to_have_bitten() {
+    let world = World::new(&NODES, 3);
+    world.write(100, 1, 1.0).await.expect("acked");
+    settle().await;
+    let listed = world.coordinator.series(&everything(), 3).await.expect("an answer").value;
+    assert!(listed.truncated);
+    assert!((3..=3 * usize::from(SHARDS)).contains(&listed.items.len()), "{} series", listed.items.len());
+    let all = world.coordinator.series(&everything(), 100).await.expect("an answer").value;
+    assert_eq!((all.items.len(), all.truncated), (100, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_series_is_counted_once_by_whoever_answers() {
+    let world = World::new(&["a", "b", "c", "d"], 3);
+    world.write(200, 1, 1.0).await.expect("acked");
+    settle().await;
+    let whole = world.coordinator.cardinality(&tenant(), 10).await;
+    assert_eq!((whole.value.series, whole.completeness), (200, Completeness::Complete));
+    assert_eq!(whole.value.label_pairs.count(), 201);
+    assert_eq!(whole.value.series_by_metric, [("m".to_owned(), 200)]);
+
+    world.cluster.kill("b");
+    world.cluster.kill("c");
+    let others = world.coordinator.cardinality(&tenant(), 10).await;
+    assert_eq!((others.value.series, others.completeness), (200, Completeness::Complete));
+    world.cluster.with("d", |replica| replica.delay = Duration::from_secs(3600));
+    let part = world.coordinator.cardinality(&tenant(), 10).await;
+    assert!(part.value.series < 200 && missing_shards(&part) > 0, "{part:?}");
 }
