@@ -276,7 +276,7 @@ impl<W: Watch> Check<'_, W> {
         series.sort_unstable();
         series.dedup_by_key(|(key, _)| *key);
         let mask = Mask::new(&[], segment);
-        let mut reader = self.rocks.segment_reader(segment.key, Blocks::ReadOnce);
+        let mut reader = self.rocks.segment_reader(segment, Blocks::ReadOnce);
         let mut columns = SeriesColumns::default();
         let (mut samples, mut bounds) = (0, (i64::MAX, i64::MIN));
         let (mut unreadable, mut all_read): (Option<Damage>, bool) = (None, true);
@@ -295,7 +295,7 @@ impl<W: Watch> Check<'_, W> {
                 continue;
             };
             all_read = false;
-            reader = self.rocks.segment_reader(segment.key, Blocks::ReadOnce);
+            reader = self.rocks.segment_reader(segment, Blocks::ReadOnce);
             match &mut unreadable {
                 Some(damage) => damage.series_count += 1,
                 None => {

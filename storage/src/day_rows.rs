@@ -17,11 +17,9 @@
 use roaring::RoaringBitmap;
 use saturn_model::{ShardId, TenantId};
 
-use crate::keys::Window;
+use crate::keys::{Span, Window};
 use crate::wire::Reader;
 
-/// Windows of a day.
-const WINDOWS: i32 = 12;
 const DAY_ROW: u8 = b'd';
 const ALL: u8 = b'a';
 const PAIR: u8 = b'p';
@@ -33,7 +31,7 @@ pub(crate) struct Day(u32);
 impl Day {
     /// The day that the window lies in.
     pub(crate) fn of(window: Window) -> Self {
-        let number = (window.0 ^ 1 << 31).cast_signed().div_euclid(WINDOWS);
+        let number = window.number().div_euclid(Span::Day.windows());
         Self(number.cast_unsigned() ^ 1 << 31)
     }
 

@@ -80,13 +80,15 @@ pub(crate) struct Store {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flush_signal: FlushSignal,
     pub(crate) maintenance_stop: maintenance::Stop,
-    /// Number of the next flush, merge or tombstone; its lock is what lets one of them run at a time.
+    /// Number of the next flush, merge or tombstone. Whatever changes the list of live segments holds its lock.
     pub(crate) next_segment: Mutex<u64>,
     pub(crate) disk_segments: AtomicU64,
     /// Segments that are not live any more, whose files may still be read.
     pub(crate) graveyard: Mutex<Vec<Arc<Segment>>>,
-    /// Windows that merges leave alone, because their data is damaged.
-    pub(crate) quarantine: Mutex<HashSet<Window>>,
+    /// Held by a merge from its choice to its end.
+    pub(crate) merging: Mutex<()>,
+    /// What merges leave alone, because it is damaged or too dense.
+    pub(crate) quarantine: Mutex<HashSet<(ShardId, merge::Scope)>>,
     /// Held while everything is read.
     pub(crate) scrubbing: Mutex<()>,
     /// Signed: a flush may count samples out before their append has counted them in.
@@ -187,9 +189,8 @@ impl Engine {
         read::stream(&self.inner.store, shard, selection, &limits)
     }
 
-    /// The label sets of one shard's series that match and have samples in the range, or in the same 2 h
-    /// window on disk.
-    /// At most `limit`, and whether there are more.
+    /// The label sets of one shard's series that match and have samples in the range, or on disk in the same 2 h
+    /// window, or the same day if that is over. At most `limit`, and whether there are more.
     ///
     /// # Errors
     /// As with [`Engine::select`], as for the other listings.
@@ -366,6 +367,7 @@ impl Store {
             next_segment: Mutex::new(meta.next_segment),
             disk_segments: AtomicU64::new(meta.segments.len() as u64),
             graveyard: Mutex::default(),
+            merging: Mutex::default(),
             quarantine: Mutex::default(),
             scrubbing: Mutex::default(),
             head_samples: AtomicI64::new(0),

@@ -26,7 +26,7 @@ use saturn_model::SeriesColumns;
 
 use crate::engine::Store;
 use crate::error::StorageError;
-use crate::keys::{Segment, SegmentKey, SeriesKey, Window};
+use crate::keys::{Segment, SegmentKey, SeriesKey, Span, Window};
 use crate::past;
 use crate::rocks::Resident;
 use crate::segment::{LazyTable, Samples, SegmentWriter};
@@ -291,7 +291,7 @@ fn write_tables(store: &Store, taken: &[(Arc<Shard>, Taken)], number: u64) -> Re
         for pieces in pieces.chunk_by(|a, b| a.shard == b.shard) {
             let (shard, taken) = &taken[pieces[0].shard];
             let key = SegmentKey { window, segment: number, shard: shard.id };
-            let mut writer = SegmentWriter::new(&mut table, key);
+            let mut writer = SegmentWriter::new(&mut table, key, Span::Window);
             for Piece { series, ordinal, .. } in pieces {
                 let (start, end) = (window.start(), window.end() - 1);
                 timestamps.clear();

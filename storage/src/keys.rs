@@ -7,7 +7,7 @@
 //!
 //! | key field | bytes | content |
 //! |---|---|---|
-//! | window | 4 | number of the 2 h window (may be negative), plus 2^31 |
+//! | window | 4 | number of the segment's first 2 h window (may be negative), plus 2^31 |
 //! | segment | 8 | number of the flush or merge |
 //! | shard | 2 | |
 //! | series | 20 | [`SeriesKey`] of the page's last chunk, so that a search forwards finds the page |
@@ -29,10 +29,10 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `v` | u32: version of the format, 3 |
+//! | `v` | u32: version of the format, 4; version 3 had no byte for the span |
 //! | `n` | u64: number of the next flush, merge or tombstone; numbers are never used twice |
 //! | `w` | u64: number of the first WAL segment that replay needs |
-//! | `g`, window (4), segment (8), shard (2) | u64 samples, i64 first time, i64 last time, serialised roaring bitmap of the ordinals |
+//! | `g`, window (4), segment (8), shard (2) | u64 samples, i64 first time, i64 last time, serialised roaring bitmap of the ordinals, [`Span`] (1, a missing one is 0) |
 //! | `t`, shard (2), number (8) | i64 first time, i64 last time, serialised roaring bitmap of the ordinals: a [`Tombstone`] |
 //! | `o`, shard (2) | u32: ordinals below it are never given again |
 //! | `r`, shard (2) | u32 ordinals given before the last flush, serialised roaring bitmap of the series in memory then |
@@ -45,7 +45,9 @@ use crate::wire::Reader;
 /// Length of a window in milliseconds.
 pub(crate) const WINDOW_MS: i64 = 2 * 3600 * 1000;
 /// Version of everything in the data directory.
-pub(crate) const FORMAT_VERSION: u32 = 3;
+pub(crate) const FORMAT_VERSION: u32 = 4;
+/// The oldest version that is read. Its rows mean the same.
+pub(crate) const FORMAT_VERSION_MIN: u32 = 3;
 /// Length of a key of `data`.
 pub(crate) const DATA_KEY_BYTES: usize = 36;
 
@@ -66,7 +68,18 @@ impl Window {
     /// The window that holds a time in milliseconds; `None` beyond some 490,000 years around 1970.
     pub(crate) fn of(timestamp: i64) -> Option<Self> {
         let number = i32::try_from(timestamp.div_euclid(WINDOW_MS)).ok()?;
-        Some(Self(number.cast_unsigned() ^ 1 << 31))
+        // Every window has a whole day around it.
+        let in_range = number.unsigned_abs() <= i32::MAX.unsigned_abs() - Span::Day.windows().unsigned_abs();
+        in_range.then(|| Self::numbered(number))
+    }
+
+    fn numbered(number: i32) -> Self {
+        Self(number.cast_unsigned() ^ 1 << 31)
+    }
+
+    /// Windows since 1970.
+    pub(crate) fn number(self) -> i32 {
+        (self.0 ^ 1 << 31).cast_signed()
     }
 
     /// The window's first millisecond.
@@ -76,8 +89,54 @@ impl Window {
 
     /// The first millisecond after the window.
     pub(crate) fn end(self) -> i64 {
-        let number = (self.0 ^ 1 << 31).cast_signed();
-        (i64::from(number) + 1) * WINDOW_MS
+        (i64::from(self.number()) + 1) * WINDOW_MS
+    }
+}
+
+/// The time that a segment covers: one window, or several that merges put together, aligned in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Span {
+    /// What flushes write.
+    Window,
+    HalfDay,
+    Day,
+}
+
+impl Span {
+    /// How many windows it has.
+    pub(crate) fn windows(self) -> i32 {
+        match self {
+            Self::Window => 1,
+            Self::HalfDay => 6,
+            Self::Day => 12,
+        }
+    }
+
+    /// Its length in milliseconds.
+    pub(crate) fn ms(self) -> i64 {
+        i64::from(self.windows()) * WINDOW_MS
+    }
+
+    /// The first window of the span that `window` lies in.
+    pub(crate) fn first_window(self, window: Window) -> Window {
+        Window::numbered(window.number().div_euclid(self.windows()) * self.windows())
+    }
+
+    fn to_byte(self) -> u8 {
+        match self {
+            Self::Window => 0,
+            Self::HalfDay => 1,
+            Self::Day => 2,
+        }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [] | [0] => Some(Self::Window),
+            [1] => Some(Self::HalfDay),
+            [2] => Some(Self::Day),
+            _ => None,
+        }
     }
 }
 
@@ -152,9 +211,10 @@ impl Tombstone {
     }
 }
 
-/// Which flushed data: one flush's or merge's samples of one shard and window.
+/// Which flushed data: one flush's or merge's samples of one shard and span of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SegmentKey {
+    /// The first one of its span.
     pub(crate) window: Window,
     pub(crate) segment: u64,
     pub(crate) shard: ShardId,
@@ -164,6 +224,7 @@ pub(crate) struct SegmentKey {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Segment {
     pub(crate) key: SegmentKey,
+    pub(crate) span: Span,
     pub(crate) samples: u64,
     pub(crate) first_ms: i64,
     pub(crate) last_ms: i64,
@@ -229,6 +290,11 @@ impl SegmentKey {
 }
 
 impl Segment {
+    /// The first millisecond after its span.
+    pub(crate) fn end(&self) -> i64 {
+        self.key.window.start() + self.span.ms()
+    }
+
     pub(crate) fn to_row(&self) -> (Vec<u8>, Vec<u8>) {
         let key = self.key.to_row_key();
         let mut value = Vec::with_capacity(24 + self.ordinals.serialized_size());
@@ -236,6 +302,7 @@ impl Segment {
         value.extend_from_slice(&self.first_ms.to_le_bytes());
         value.extend_from_slice(&self.last_ms.to_le_bytes());
         self.ordinals.serialize_into(&mut value).expect("writing to memory does not fail");
+        value.push(self.span.to_byte());
         (key, value)
     }
 
@@ -247,8 +314,10 @@ impl Segment {
         }
         let mut reader = Reader::new(value);
         let (samples, first_ms, last_ms) = (reader.u64()?, reader.i64()?, reader.i64()?);
-        let ordinals = RoaringBitmap::deserialize_from(reader.rest()).ok()?;
-        Some(Self { key, samples, first_ms, last_ms, ordinals })
+        let mut rest = reader.rest();
+        let ordinals = RoaringBitmap::deserialize_from(&mut rest).ok()?;
+        let span = Span::from_bytes(rest)?;
+        Some(Self { key, span, samples, first_ms, last_ms, ordinals })
     }
 }
 
@@ -320,6 +389,11 @@ mod tests {
             let window = Window::of(t).expect("in range");
             prop_assert!((window.end() - WINDOW_MS..window.end()).contains(&t));
             prop_assert!(Window::of(t + WINDOW_MS).expect("in range") > window);
+            for span in [Span::Window, Span::HalfDay, Span::Day] {
+                let first = span.first_window(window);
+                prop_assert!((first.start()..first.start() + span.ms()).contains(&t));
+                prop_assert_eq!(first.start().rem_euclid(span.ms()), 0);
+            }
         }
 
         #[test]
@@ -336,9 +410,14 @@ mod tests {
             prop_assert_eq!(SeriesRow::from_row(&key, &value), Some(row));
             let segment = Segment {
                 key: SegmentKey { window: Window(7), segment: 9, shard: ShardId(shard) },
+                span: [Span::Window, Span::HalfDay, Span::Day][usize::from(shard % 3)],
                 samples: 3, first_ms: -4, last_ms: 5, ordinals: ordinals.into_iter().collect(),
             };
             let (key, value) = segment.to_row();
+            if segment.span == Span::Window {
+                // As version 3 wrote it.
+                prop_assert_eq!(Segment::from_row(&key, &value[..value.len() - 1]), Some(segment.clone()));
+            }
             let tombstone = Tombstone {
                 shard: ShardId(shard), number: 8, first_ms: i64::MIN, last_ms: 5, ordinals: segment.ordinals.clone(),
             };

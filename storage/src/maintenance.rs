@@ -31,6 +31,11 @@ impl Stop {
         self.changed.notify_all();
     }
 
+    /// Whether somebody asked.
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stopping.lock()
+    }
+
     /// Waits. Whether the thread shall end.
     pub(crate) fn wait(&self, at_most: Duration) -> bool {
         let mut stopping = self.stopping.lock();

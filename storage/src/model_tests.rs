@@ -1,7 +1,7 @@
 //! Random operations against a map: whatever happened, the engine answers what the map answers.
 //!
-//! Operations: append (floats and native histograms, in and out of order, duplicates, conflicts), flush, merge, delete, retention, reopen, a
-//! kill at rest, and a kill at any named step of flush, merge, delete and retention. A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
+//! Operations: append (floats and native histograms, in and out of order, duplicates, conflicts), flush, merge up to
+//! days, delete, clean, retention by windows or by days, reopen, a kill at rest, and a kill at any named step of flush, merge, delete and retention. A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -30,10 +30,8 @@ use crate::{Engine, EngineOptions, Retention, STEPS, StepHook, StorageError};
 
 const SHARDS: u16 = 3;
 const RUNS: u64 = 500;
-const RETENTION_MS: i64 = 24 * 3_600_000;
-/// So much shorter is the time that tenant beta's samples are kept.
-const BETA_LESS_MS: i64 = 2 * WINDOW_MS;
 const WINDOW_MS: i64 = 7_200_000;
+const DAY_MS: i64 = 12 * WINDOW_MS;
 
 const DELETED: &str = "delete: tombstones written";
 
@@ -46,7 +44,26 @@ fn steps() -> Vec<&'static str> {
     STEPS.iter().filter(survivable).copied().collect()
 }
 
-fn open(dir: &Path, armed: &Armed) -> Engine {
+/// How long samples are kept: half of the runs by windows, so that merges stop there, half by days.
+#[derive(Clone, Copy)]
+struct Kept {
+    step_ms: i64,
+    ms: i64,
+    /// So much shorter is the time that tenant beta's samples are kept.
+    beta_less_ms: i64,
+}
+
+impl Kept {
+    fn of_run(seed: u64) -> Self {
+        if seed % 4 < 2 {
+            Self { step_ms: WINDOW_MS, ms: DAY_MS, beta_less_ms: 2 * WINDOW_MS }
+        } else {
+            Self { step_ms: DAY_MS, ms: 20 * DAY_MS, beta_less_ms: DAY_MS }
+        }
+    }
+}
+
+fn open(dir: &Path, armed: &Armed, time: Kept) -> Engine {
     let armed = Arc::clone(armed);
     let kept = |ms: i64| Some(Duration::from_millis(ms.cast_unsigned()));
     let options = EngineOptions {
@@ -54,8 +71,8 @@ fn open(dir: &Path, armed: &Armed) -> Engine {
         // The model says when maintenance runs.
         maintenance_interval: Duration::from_secs(86_400),
         retention: Retention {
-            default: kept(RETENTION_MS),
-            tenants: [(tenant("beta"), kept(RETENTION_MS - BETA_LESS_MS))].into(),
+            default: kept(time.ms),
+            tenants: [(tenant("beta"), kept(time.ms - time.beta_less_ms))].into(),
         },
         reserve_bytes: 0,
         // Whoever has no sample leaves memory with the next flush.
@@ -195,6 +212,7 @@ struct World {
     dir: PathBuf,
     copies: u32,
     armed: Armed,
+    kept: Kept,
     engine: Option<Engine>,
     universe: Vec<(TenantId, Labels)>,
     /// Per series: its samples by time.
@@ -215,8 +233,10 @@ impl World {
         let folder = folder();
         let dir = folder.path().join("0");
         let armed = Armed::default();
-        let engine = Some(open(&dir, &armed));
-        Self { random: Random(seed), folder, dir, copies: 0, armed, engine, universe, model: BTreeMap::new() }
+        let kept = Kept::of_run(seed);
+        let engine = Some(open(&dir, &armed, kept));
+        let (random, model) = (Random(seed), BTreeMap::new());
+        Self { random, folder, dir, copies: 0, armed, kept, engine, universe, model }
     }
 
     fn engine(&self) -> &Engine {
@@ -274,9 +294,10 @@ impl World {
             18 => {
                 self.engine().close().expect("closed");
                 self.engine = None;
-                self.engine = Some(open(&self.dir, &self.armed));
+                self.engine = Some(open(&self.dir, &self.armed, self.kept));
             }
             19 => self.kill(),
+            20 => self.engine().clean_tombstones().expect("cleaned"),
             _ => self.check(),
         }
     }
@@ -289,7 +310,7 @@ impl World {
         self.engine = None;
         std::fs::remove_dir_all(&self.dir).expect("removed");
         self.dir = copy;
-        self.engine = Some(open(&self.dir, &self.armed));
+        self.engine = Some(open(&self.dir, &self.armed, self.kept));
     }
 
     /// Arms a random step, sometimes. Returns it.
@@ -329,20 +350,27 @@ impl World {
     /// Retention, and merges of the windows that it leaves.
     fn maintain(&mut self) {
         if self.random.one_in(2) {
-            // Nothing is old enough, so only windows with many segments are due.
+            // Nothing is old enough: only windows with many segments are due; and what is over, if kept by days.
+            let by_day = [-30 * WINDOW_MS, 7 * WINDOW_MS, 13 * WINDOW_MS];
+            let now = if self.kept.step_ms == DAY_MS { *self.random.pick(&by_day) } else { by_day[0] };
             let armed = self.arm();
-            let done = self.engine().maintain(TimestampMs(-30 * WINDOW_MS));
+            let done = self.engine().maintain(TimestampMs(now));
             self.settle(done, armed);
             return;
         }
         // What is in memory would outlive its window.
         self.engine().flush().expect("flushed");
-        let cutoff = WINDOW_MS * (i64::try_from(self.random.below(6)).expect("small") - 4);
+        let steps = if self.kept.step_ms == DAY_MS {
+            *self.random.pick(&[-1, 0, 0])
+        } else {
+            *self.random.pick(&[-4, -3, -2, -1, 0, 1])
+        };
+        let cutoff = steps * self.kept.step_ms;
         let armed = self.arm();
-        let now = TimestampMs(cutoff + RETENTION_MS);
+        let now = TimestampMs(cutoff + self.kept.ms);
         let done = self.engine().maintain(now);
         for ((tenant, _), samples) in &mut self.model {
-            let cutoff = if tenant.as_str() == "beta" { cutoff + BETA_LESS_MS } else { cutoff };
+            let cutoff = if tenant.as_str() == "beta" { cutoff + self.kept.beta_less_ms } else { cutoff };
             *samples = samples.split_off(&cutoff);
         }
         if self.settle(done, armed) {

@@ -230,7 +230,7 @@ impl Offline {
             let own = self.meta.segments.iter().filter(|segment| segment.key.shard == series.shard);
             for segment in own.filter(|segment| segment.ordinals.contains(series.ordinal)) {
                 let mut chunks = Vec::new();
-                let mut reader = self.rocks.segment_reader(segment.key, Blocks::ReadOnce);
+                let mut reader = self.rocks.segment_reader(segment, Blocks::ReadOnce);
                 let read = reader.describe(key, |chunk| chunks.push(chunk));
                 let chunks = read.map(|()| chunks).map_err(|error| check::text_of(&error));
                 series.segments.push((SegmentInfo::of(segment), chunks));

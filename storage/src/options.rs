@@ -101,6 +101,6 @@ pub struct EngineStats {
     pub wal_bytes: u64,
     /// Bytes of RocksDB's table files.
     pub disk_bytes: u64,
-    /// Segments on disk: one per flush, shard and 2 h window, until merges make one of several.
+    /// Segments on disk: one per flush, shard and 2 h window, until merges make one of several, and at last one per day.
     pub flushed_segments: u64,
 }

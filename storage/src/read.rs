@@ -181,7 +181,7 @@ impl<'a> Scan<'a> {
         let source = |segment: &Arc<Segment>| Source {
             segment: Arc::clone(segment),
             mask: Mask::new(&self.tombstones, segment),
-            reader: self.store.rocks.segment_reader(segment.key, self.blocks),
+            reader: self.store.rocks.segment_reader(segment, self.blocks),
         };
         self.sources = touched.map(source).collect();
         Ok(())

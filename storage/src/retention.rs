@@ -1,6 +1,6 @@
 //! Retention: windows that are too old go.
 //!
-//! Time is kept in whole windows of 2 h, per tenant. A window in which nobody's samples are kept any more goes
+//! Time is kept in whole days (UTC), per tenant; in whole windows of 2 h if most is kept for less than two days. A window in which nobody's samples are kept any more goes
 //! as files, at no cost. Where tenants keep different times, those whose time is over are hidden by a tombstone
 //! at once, and the next merge of the window leaves them out: one rewrite of a window per distinct retention.
 //!
@@ -19,13 +19,17 @@ use saturn_model::{Selection, TenantId, TimestampMs};
 
 use crate::engine::Store;
 use crate::error::StorageError;
-use crate::keys::{SegmentKey, Tombstone, WINDOW_MS};
+use crate::keys::{SegmentKey, Span, Tombstone};
 use crate::merge::{apply, change, commit, sweep};
 use crate::past;
 use crate::shard::Shard;
 use crate::tombstones::visible_ordinals;
 
-/// How long samples are kept, by whole windows of 2 h. `None`: for ever.
+/// Below this default, time is kept by windows, and merges make no larger segments.
+const DAYS_MATTER: Duration = Duration::from_secs(2 * 24 * 3600);
+
+/// How long samples are kept, by whole days in UTC; by whole windows of 2 h if the default is less than two days.
+/// `None`: for ever.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// For every tenant without a time of its own.
@@ -49,17 +53,21 @@ impl Retention {
         self.default.is_none() && self.tenants.values().all(Option::is_none)
     }
 
-    /// Windows that end here or before are not kept.
-    fn cutoff(&self, tenant: &TenantId, now_ms: i64) -> Option<i64> {
-        Some(cutoff_of(self.of(tenant)?, now_ms))
+    /// The largest segments that merges make. Replicas must drop the same samples whatever they merged, so time is
+    /// kept in such steps.
+    pub(crate) fn longest_span(&self) -> Span {
+        if self.default.is_none_or(|kept| kept >= DAYS_MATTER) { Span::Day } else { Span::Window }
+    }
+
+    /// Samples before it are not kept.
+    fn cutoff(&self, kept: Duration, now_ms: i64) -> i64 {
+        let cutoff = now_ms.saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
+        let step = self.longest_span().ms();
+        cutoff.div_euclid(step).saturating_mul(step)
     }
 }
 
-fn cutoff_of(kept: Duration, now_ms: i64) -> i64 {
-    now_ms.saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX))
-}
-
-/// Some series of a shard, and up to which end of a window they are not kept.
+/// Some series of a shard, and before which time they are not kept.
 struct Expiry {
     series: Series,
     cutoff: i64,
@@ -104,13 +112,13 @@ fn expiries(store: &Store, shard: &Shard, now_ms: i64) -> Result<Vec<Expiry>, St
         let all = Selection { tenant: tenant.clone(), matchers: Vec::new(), start, end };
         let series = past::matching(store, shard, &all)?;
         with_own |= &series;
-        if let Some(cutoff) = retention.cutoff(tenant, now_ms) {
+        if let Some(cutoff) = retention.of(tenant).map(|kept| retention.cutoff(kept, now_ms)) {
             expiries.push(Expiry { series: Series::These(series), cutoff });
         }
     }
     if let Some(kept) = retention.default {
         let series = Series::Others(with_own);
-        expiries.push(Expiry { series, cutoff: cutoff_of(kept, now_ms) });
+        expiries.push(Expiry { series, cutoff: retention.cutoff(kept, now_ms) });
     }
     Ok(expiries)
 }
@@ -124,7 +132,7 @@ fn drop_segments(store: &Store, now_ms: i64) -> Result<u64, StorageError> {
         let mut removed: Vec<SegmentKey> = Vec::new();
         for segment in segments.iter() {
             let mut kept = segment.ordinals.clone();
-            for expiry in expiries.iter().filter(|expiry| segment.key.window.end() <= expiry.cutoff) {
+            for expiry in expiries.iter().filter(|expiry| segment.end() <= expiry.cutoff) {
                 kept -= expiry.series.of(kept.clone());
             }
             if kept.is_empty() {
@@ -154,9 +162,9 @@ fn hide_series(store: &Store, now_ms: i64, next_segment: &mut u64) -> Result<u64
         let (segments, tombstones) = shard.segments_and_tombstones();
         let mut number = first_number;
         for Expiry { series, cutoff } in expiries(store, &shard, now_ms)? {
-            let last_ms = cutoff.div_euclid(WINDOW_MS).saturating_mul(WINDOW_MS).saturating_sub(1);
+            let last_ms = cutoff.saturating_sub(1);
             let mut ordinals = RoaringBitmap::new();
-            for segment in segments.iter().filter(|segment| segment.key.window.end() <= cutoff) {
+            for segment in segments.iter().filter(|segment| segment.end() <= cutoff) {
                 ordinals |= series.of(visible_ordinals(segment, &tombstones, i64::MIN, i64::MAX));
             }
             if !ordinals.is_empty() {

@@ -17,8 +17,8 @@ use saturn_model::ShardId;
 
 use crate::error::StorageError;
 use crate::keys::{
-    FORMAT_VERSION, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_RESIDENT, META_SEGMENT,
-    META_TOMBSTONE, META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
+    FORMAT_VERSION, FORMAT_VERSION_MIN, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_RESIDENT,
+    META_SEGMENT, META_TOMBSTONE, META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
 };
 use crate::merge::Change;
 use crate::options::EngineOptions;
@@ -47,6 +47,8 @@ pub(crate) struct Rocks {
 /// What `meta` says at start.
 #[derive(Debug, Default)]
 pub(crate) struct Meta {
+    /// Written by an older version, see [`Rocks::upgrade`].
+    pub(crate) is_outdated: bool,
     pub(crate) next_segment: u64,
     /// `None` in a directory that was never opened to the end.
     pub(crate) replay_from: Option<u64>,
@@ -140,11 +142,16 @@ impl Rocks {
         });
         // Rows of another version may well look damaged.
         match version {
-            Some(version) if version != FORMAT_VERSION => Err(self.inconsistent(format!(
-                "the data has format version {version}, this program reads version {FORMAT_VERSION} only"
-            ))),
-            _ => loaded.map(|()| meta),
+            Some(version) if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) => {
+                return Err(self.inconsistent(format!(
+                    "the data has format version {version}, this program reads versions {FORMAT_VERSION_MIN} to \
+                     {FORMAT_VERSION}"
+                )));
+            }
+            Some(version) => meta.is_outdated = version < FORMAT_VERSION,
+            None => {}
         }
+        loaded.map(|()| meta)
     }
 
     fn for_each_row(
@@ -158,6 +165,13 @@ impl Rocks {
             each(&key, &value).ok_or_else(|| self.damaged(family, &key))?;
         }
         Ok(())
+    }
+
+    /// Keeps older versions from reading what this one writes.
+    pub(crate) fn upgrade(&self) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_VERSION, FORMAT_VERSION.to_le_bytes());
+        self.write_durably(batch)
     }
 
     /// Notes that the directory is complete, and where replay starts.
@@ -291,7 +305,7 @@ impl Rocks {
             let Some(start) = file.start_key else {
                 continue;
             };
-            // A file has rows of one window and one number only.
+            // A file has rows of one span and one number only.
             let (first, _, _) =
                 SegmentKey::from_data_key(&start).ok_or_else(|| self.damaged(DATA, &start))?;
             if !is_live(first.window, first.segment) {
@@ -341,6 +355,13 @@ impl Table<'_> {
 
 #[cfg(test)]
 impl Rocks {
+    /// Makes the data look like another version's.
+    pub(crate) fn pretend_version(&self, version: u32) {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_VERSION, version.to_le_bytes());
+        self.write_durably(batch).expect("written");
+    }
+
     /// A segment's rows without what depends on the replica.
     pub(crate) fn pages(&self, segment: SegmentKey) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut options = read_options();

@@ -1,8 +1,8 @@
 //! The scrub: from time to time everything on disk is read, so that damage is found while other replicas are whole.
 //!
 //! It looks through a read-only handle of its own (`rocks/read_only.rs`) at the files as they are, no faster than the
-//! engine's options allow, while appends, queries, flushes and merges go on. `check.rs` says what is checked. A window with damage is
-//! left alone by merges from then on, and the report and the log name what was found; reads of damaged series fail, all
+//! engine's options allow, while appends, queries, flushes and merges go on. `check.rs` says what is checked. A shard's segments with
+//! damage are left alone by merges from then on, and the report and the log name what was found; reads of damaged series fail, all
 //! others go on.
 
 use std::io;
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use crate::check::{self, CheckReport, Watch};
 use crate::engine::{Store, gauge};
 use crate::error::StorageError;
-use crate::keys::{SegmentKey, Window};
+use crate::keys::SegmentKey;
+use crate::merge;
 use crate::rocks::Rocks;
 
 /// How often the files are opened anew if they change while that happens.
@@ -87,9 +88,8 @@ pub(crate) fn scrub(store: &Store) -> Result<CheckReport, StorageError> {
     metrics.scrub_bytes.inc_by(report.bytes);
     metrics.scrub_damage.set(gauge(report.damage.len() as u64 + report.more_damage));
     for damage in &report.damage {
-        let range = damage.range_ms.filter(|_| damage.segment.is_some());
-        if let Some(window) = range.and_then(|(first, _)| Window::of(first)) {
-            store.quarantine.lock().insert(window);
+        if let (Some(shard), Some(_), Some((first_ms, _))) = (damage.shard, damage.segment, damage.range_ms) {
+            merge::leave_alone(store, shard, first_ms);
         }
     }
     for damage in report.damage.iter().take(LOGGED_MAX) {

@@ -1,4 +1,4 @@
-//! Writing a segment: one shard's samples of one window, cut into chunks, packed into pages.
+//! Writing a segment: one shard's samples of one span of time, cut into chunks, packed into pages.
 //!
 //! A flush and a merge write through this file, so a segment's bytes depend on its samples only. Series come
 //! in the order of their [`SeriesKey`].
@@ -11,9 +11,13 @@ use saturn_model::Histogram;
 
 use crate::codec;
 use crate::error::StorageError;
-use crate::keys::{Segment, SegmentKey, SeriesKey};
+use crate::keys::{Segment, SegmentKey, SeriesKey, Span};
 use crate::page::{CHUNK_SAMPLES_MAX, FinishedPage, PageWriter};
 use crate::rocks::{Rocks, Table};
+
+/// Most samples of one series in a segment: as many as a window of 2 h has milliseconds. So pages can number its
+/// chunks.
+pub(crate) const SERIES_SAMPLES_MAX: usize = if cfg!(test) { 20_000 } else { 7_200_000 };
 
 /// Samples of one series, of either kind: times strictly ascending, none of them in both.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,9 +70,10 @@ pub(crate) struct SegmentWriter<'t, 'a> {
 }
 
 impl<'t, 'a> SegmentWriter<'t, 'a> {
-    pub(crate) fn new(table: &'t mut LazyTable<'a>, key: SegmentKey) -> Self {
+    pub(crate) fn new(table: &'t mut LazyTable<'a>, key: SegmentKey, span: Span) -> Self {
         let written = Segment {
             key,
+            span,
             samples: 0,
             first_ms: i64::MAX,
             last_ms: i64::MIN,
@@ -77,7 +82,7 @@ impl<'t, 'a> SegmentWriter<'t, 'a> {
         Self { table, pages: PageWriter::new(key.window.start()), written }
     }
 
-    /// Adds all samples of a series in the window, at least one. `series` ascends.
+    /// Adds all samples of a series in the span, at least one and at most [`SERIES_SAMPLES_MAX`]. `series` ascends.
     pub(crate) fn push(
         &mut self,
         series: SeriesKey,

@@ -138,6 +138,9 @@ impl Opening {
         clear(&temporary_dir(&options.dir))?;
         progress.enter(Phase::Series, 0);
         let meta = rocks.load_meta()?;
+        if meta.is_outdated {
+            rocks.upgrade()?;
+        }
         let store = Store::new(options, rocks, metrics, &meta);
         let orphans = restore(&store, &meta)?;
         store.failpoint("open: orphans removed")?;

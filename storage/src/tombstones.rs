@@ -123,7 +123,7 @@ pub(crate) fn delete(store: &Store, selection: &Selection) -> Result<u64, Storag
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::{SegmentKey, Window};
+    use crate::keys::{SegmentKey, Span, Window};
     use proptest::prelude::*;
     use saturn_model::ShardId;
 
@@ -137,7 +137,7 @@ mod tests {
             let values = vec![1.0; times.len()];
             let key = SegmentKey { window: Window(0), segment: 5, shard: ShardId(1) };
             let ordinals = RoaringBitmap::from_iter([3]);
-            let segment = Segment { key, samples: 1, first_ms: times[0], last_ms: 60, ordinals };
+            let segment = Segment { key, span: Span::Window, samples: 1, first_ms: times[0], last_ms: 60, ordinals };
             let tombstones: Vec<Arc<Tombstone>> = ranges.iter().map(|(from, len, own)| Arc::new(Tombstone {
                 shard: ShardId(1), number: 6, first_ms: *from, last_ms: from + len,
                 ordinals: RoaringBitmap::from_iter([if *own { 3 } else { 4 }]),

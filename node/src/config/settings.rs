@@ -193,7 +193,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         min: 2,
         max: 876_000,
         default: "15d",
-        help: "How long samples are kept, in whole windows of 2 h: a duration such as 15d or 1y, or forever.",
+        help: "How long samples are kept, in whole days: a duration such as 15d or 1y, or forever.",
     },
     Setting {
         flag: RETENTION_CLASSES,

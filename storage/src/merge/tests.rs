@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -108,6 +109,7 @@ proptest! {
         let once = open(&dir.path().join("once"), None);
         append(&once, &samples);
         once.flush().expect("flushed");
+        let noon = TimestampMs(12 * HOUR);
         let often = open(&dir.path().join("often"), None);
         let mut shuffled = samples.clone();
         shuffled.sort_by_key(|(series, t, _)| (u64::from(*series) ^ t.cast_unsigned()).wrapping_mul(order | 1));
@@ -118,12 +120,27 @@ proptest! {
                 often.maintain(TimestampMs(0)).expect("merged");
             }
         }
-        often.maintain(TimestampMs(FAR)).expect("merged");
+        let digests = |engine: &Engine| {
+            let starts = (0..5).map(|window| TimestampMs(window * WINDOW_MS));
+            starts.map(|start| engine.digest(ShardId(1), start).expect("digested")).collect::<Vec<_>>()
+        };
+        let digests_before = digests(&once);
+        // All windows are over, the half day is not.
+        often.maintain(noon).expect("merged");
         prop_assert_eq!(canonical(&often), canonical(&once));
-        for window in 0..5 {
-            let start = TimestampMs(window * WINDOW_MS);
-            prop_assert_eq!(often.digest(ShardId(1), start).expect("digested"), once.digest(ShardId(1), start).expect("digested"));
+        prop_assert_eq!(digests(&often), digests(&once));
+        if order.is_multiple_of(2) {
+            often.maintain(TimestampMs(14 * HOUR)).expect("merged");
+            prop_assert_eq!(segments(&often).len(), 1);
+            prop_assert_eq!(&digests(&often), &digests_before);
         }
+        for engine in [&often, &once] {
+            engine.maintain(TimestampMs(FAR)).expect("merged");
+        }
+        prop_assert_eq!(canonical(&often).len(), 1);
+        prop_assert_eq!(canonical(&often), canonical(&once));
+        prop_assert_eq!(&digests(&often), &digests_before);
+        prop_assert_eq!(&digests(&once), &digests_before);
     }
 }
 
@@ -423,4 +440,181 @@ fn cleaning_gives_the_space_of_deleted_samples_back_at_once() {
         engine.select(ShardId(2), &Selection { tenant: other, ..everything() }, 9).expect("selected");
     assert_eq!(theirs[0].timestamps, [1]);
     engine.clean_tombstones().expect("there is nothing to clean");
+}
+
+/// Spans and first hours of the live segments.
+fn spans(engine: &Engine) -> Vec<(Span, i64)> {
+    segments(engine).iter().map(|s| (s.span, s.key.window.start() / HOUR)).collect()
+}
+
+#[test]
+fn windows_become_half_days_and_days() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), Some(Duration::from_secs(3 * 24 * 3600)));
+    let hours: Vec<i64> = (-2..26).collect();
+    for some in hours.chunks(3) {
+        append(&engine, &some.iter().map(|hour| (1, hour * HOUR, 1.0)).collect::<Vec<_>>());
+        engine.flush().expect("flushed");
+    }
+    let before = times(&engine);
+    engine.maintain(TimestampMs(13 * HOUR - 1)).expect("merged");
+    assert_eq!(spans(&engine)[..3], [(Span::Day, -24), (Span::Window, 0), (Span::Window, 2)]);
+    engine.maintain(TimestampMs(13 * HOUR)).expect("merged");
+    assert_eq!(spans(&engine)[..3], [(Span::Day, -24), (Span::HalfDay, 0), (Span::Window, 12)]);
+    engine.maintain(TimestampMs(25 * HOUR)).expect("merged");
+    assert_eq!(spans(&engine)[..2], [(Span::Day, -24), (Span::Day, 0)]);
+    assert_eq!(times(&engine), before);
+    drop(engine);
+    let engine = open(dir.path(), Some(Duration::from_secs(3 * 24 * 3600)));
+    assert_eq!(times(&engine), before);
+    // Days go whole, and a range within one is found.
+    engine.maintain(TimestampMs(96 * HOUR - 1)).expect("expired");
+    assert_eq!(times(&engine), before[2..]);
+    let (start, end) = (TimestampMs(5 * HOUR), TimestampMs(7 * HOUR));
+    let found = engine.select(ShardId(1), &Selection { start, end, ..everything() }, 9).expect("selected");
+    assert_eq!(found[0].timestamps, [5 * HOUR, 6 * HOUR, 7 * HOUR]);
+    engine.maintain(TimestampMs(96 * HOUR)).expect("expired");
+    assert_eq!(times(&engine), [24 * HOUR, 25 * HOUR]);
+}
+
+#[test]
+fn a_little_that_comes_late_waits_and_much_is_merged_at_once() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), None);
+    let day: Vec<_> = (0..1440).map(|minute| (1, minute * 60_000, 1.0)).collect();
+    append(&engine, &day);
+    engine.flush().expect("flushed");
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    assert_eq!(spans(&engine), [(Span::Day, 0)]);
+    for late in 1..=10 {
+        append(&engine, &[(1, late, 2.0)]);
+        engine.flush().expect("flushed");
+        engine.maintain(TimestampMs(FAR)).expect("merged");
+        // What is late becomes one segment; the day is left alone.
+        assert_eq!((segments(&engine).len(), spans(&engine)[0]), (2, (Span::Day, 0)), "{late}");
+    }
+    assert_eq!(times(&engine).len(), 1450);
+    append(&engine, &(1..=70).map(|late| (1, late * 60_000 + 1, 2.0)).collect::<Vec<_>>());
+    engine.flush().expect("flushed");
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    assert_eq!(spans(&engine), [(Span::Day, 0)]);
+    assert_eq!(times(&engine).len(), 1520);
+    append(&engine, &[(1, 11, 2.0)]);
+    engine.flush().expect("flushed");
+    for far in 0..i64::try_from(LATE_NUMBERS).expect("small") {
+        append(&engine, &[(1, FAR + far, 2.0)]);
+        engine.flush().expect("flushed");
+    }
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    assert_eq!(spans(&engine)[..1], [(Span::Day, 0)]);
+    assert_ne!(spans(&engine)[1].1, 0);
+}
+
+/// An engine that calls `then` at the step, once.
+fn open_that(
+    dir: &Path,
+    at: &'static str,
+    then: impl Fn(&Engine) + Send + Sync + 'static,
+) -> Arc<OnceLock<Engine>> {
+    let itself: Arc<OnceLock<Engine>> = Arc::default();
+    let weak = Arc::downgrade(&itself);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let steps = crate::StepHook::new(move |step| {
+        if step == at && !done.swap(true, Ordering::Relaxed) {
+            then(weak.upgrade().expect("alive").get().expect("open"));
+        }
+        Ok(())
+    });
+    let options = EngineOptions {
+        steps,
+        maintenance_interval: Duration::from_secs(86_400),
+        reserve_bytes: 0,
+        ..EngineOptions::new(dir)
+    };
+    let engine = Engine::open(options, &mut Registry::default()).expect("opened");
+    itself.set(engine).expect("only once");
+    itself
+}
+
+#[test]
+fn a_merge_stands_what_happens_meanwhile() {
+    let at = "merge: pages written";
+    let fill = |engine: &Engine| {
+        for t in 0..4 {
+            append(engine, &[(1, t, 1.0), (2, t, 1.0)]);
+            engine.flush().expect("flushed");
+        }
+    };
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let held = open_that(&dir.path().join("flush"), at, |engine| {
+        append(engine, &[(1, 9, 1.0), (3, 9, 1.0)]);
+        engine.flush().expect("flushes do not wait for merges");
+    });
+    let engine = held.get().expect("open");
+    fill(engine);
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    assert_eq!(times(engine), [0, 0, 1, 1, 2, 2, 3, 3, 9, 9]);
+
+    let held = open_that(&dir.path().join("delete"), at, |engine| {
+        let (start, end) = (TimestampMs(1), TimestampMs(2));
+        assert_eq!(engine.delete_series(&Selection { start, end, ..everything() }).expect("deleted"), 2);
+        append(engine, &[(1, 2, 1.0)]);
+    });
+    let engine = held.get().expect("open");
+    fill(engine);
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    assert_eq!(times(engine), [0, 0, 2, 3, 3]);
+    engine.flush().expect("flushed");
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    assert_eq!(times(engine), [0, 0, 2, 3, 3]);
+    assert_eq!(engine.store().rocks.load_meta().expect("read").tombstones, []);
+
+    let held = open_that(&dir.path().join("retention"), at, |engine| {
+        let mut number = engine.store().next_segment.lock();
+        let live = segments(engine);
+        let shard = engine.store().known_shard(ShardId(1)).expect("known");
+        let gone = change(shard, &live, &[], live.iter().map(|s| s.key).collect(), None);
+        *number += 1;
+        commit(engine.store(), std::slice::from_ref(&gone)).expect("committed");
+        apply(engine.store(), vec![gone]);
+    });
+    let engine = held.get().expect("open");
+    fill(engine);
+    engine.maintain(TimestampMs(FAR)).expect("nothing is left to merge");
+    assert!(times(engine).is_empty());
+    engine.maintain(TimestampMs(FAR)).expect("nothing is left to merge");
+    assert_eq!(engine.store().rocks.tables(), 0);
+}
+
+#[test]
+fn a_series_with_too_many_samples_keeps_smaller_segments() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), None);
+    for window in 0..3 {
+        let many = i64::try_from(SERIES_SAMPLES_MAX).expect("small") * 2 / 5;
+        append(&engine, &(0..many).map(|t| (1, window * WINDOW_MS + t, 1.0)).collect::<Vec<_>>());
+        append(&engine, &[(2, (12 + window) * WINDOW_MS, 1.0)]);
+        engine.flush().expect("flushed");
+    }
+    engine.maintain(TimestampMs(FAR)).expect("merged");
+    let want = [(Span::Window, 0), (Span::Window, 2), (Span::Window, 4), (Span::Day, 24)];
+    assert_eq!(spans(&engine), want);
+}
+
+#[test]
+fn data_of_the_version_before_is_opened_and_upgraded() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(dir.path(), None);
+    append(&engine, &[(1, 1, 1.0)]);
+    engine.flush().expect("flushed");
+    engine.store().rocks.pretend_version(3);
+    drop(engine);
+    let engine = open(dir.path(), None);
+    assert_eq!(times(&engine), [1]);
+    assert!(!engine.store().rocks.load_meta().expect("read").is_outdated);
+    engine.store().rocks.pretend_version(2);
+    drop(engine);
+    let options = EngineOptions::new(dir.path());
+    let error = Engine::open(options, &mut Registry::default()).expect_err("too old").to_string();
+    assert!(error.contains("version 2, this program reads versions 3 to 4"), "{error}");
 }

@@ -10,7 +10,7 @@ use saturn_model::{Histogram, SeriesColumns};
 use super::{DATA, Rocks, hex, read_options};
 use crate::codec;
 use crate::error::StorageError;
-use crate::keys::{SegmentKey, SeriesKey};
+use crate::keys::{Segment, SegmentKey, SeriesKey};
 use crate::page::Page;
 use crate::tombstones::Mask;
 
@@ -21,6 +21,8 @@ const STEPS_MAX: usize = 2;
 pub(crate) struct SegmentReader<'a> {
     rocks: &'a Rocks,
     segment: SegmentKey,
+    /// The first millisecond after its span.
+    end: i64,
     rows: DBRawIterator<'a>,
     place: Place,
     page: Page,
@@ -64,18 +66,19 @@ enum Place {
 
 impl Rocks {
     /// A reader of one segment.
-    pub(crate) fn segment_reader(&self, segment: SegmentKey, blocks: Blocks) -> SegmentReader<'_> {
+    pub(crate) fn segment_reader(&self, segment: &Segment, blocks: Blocks) -> SegmentReader<'_> {
         let mut options = read_options();
         options.fill_cache(blocks == Blocks::ReadAgain);
-        options.set_iterate_lower_bound(segment.data_prefix());
-        options.set_iterate_upper_bound(segment.data_end());
+        options.set_iterate_lower_bound(segment.key.data_prefix());
+        options.set_iterate_upper_bound(segment.key.data_end());
         let rows = self.db.raw_iterator_cf_opt(self.family(DATA), options);
         SegmentReader {
             rocks: self,
-            segment,
+            segment: segment.key,
+            end: segment.end(),
             rows,
             place: Place::BeforeFirst,
-            page: Page::new(segment.window.start()),
+            page: Page::new(segment.key.window.start()),
             values: Vec::new(),
             histograms: Vec::new(),
             bytes_read: 0,
@@ -287,7 +290,7 @@ impl SegmentReader<'_> {
         self.rocks.inconsistent(format!(
             "{what} in segment {segment} of shard {shard}, {} to {} ms, page {page}",
             window.start(),
-            window.end() - 1
+            self.end - 1
         ))
     }
 }
