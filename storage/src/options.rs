@@ -59,7 +59,7 @@ impl EngineOptions {
             wal_queue_bytes_max: 16 << 20,
             durability: DurabilityOptions::default(),
             flush_head_bytes_max: 512 << 20,
-            flush_wal_bytes_max: 2 << 30,
+            flush_wal_bytes_max: 512 << 20,
             flush_interval: Duration::from_secs(30 * 60),
             maintenance_interval: Duration::from_secs(60),
             scrub_interval: Some(Duration::from_secs(24 * 3600)),

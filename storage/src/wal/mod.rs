@@ -10,7 +10,7 @@
 //! | header field | bytes | content |
 //! |---|---|---|
 //! | magic | 8 | `SATRNWAL` |
-//! | version | 4 | 2 |
+//! | version | 4 | 3; 2 had no packed records |
 //! | number | 8 | as in the file's name |
 //! | salt | 8 | random; the marks of this file repeat it |
 //! | previous end | 8 | every byte before it of the segment before is durable, and what follows there is void |
@@ -20,7 +20,7 @@
 //! |---|---|---|
 //! | length | 4 | of the payload, at least 1 |
 //! | checksum | 4 | CRC-32C of the payload |
-//! | payload | length | first byte: 1 = mark, 2 = append (`record.rs`) |
+//! | payload | length | first byte: 1 = mark, 2 = append, 3 = packed appends (`record.rs`) |
 //!
 //! **What damage means.** A group of records starts with a *mark*, which holds the salt and its own offset
 //! in the file. The thread writes a group only after fdatasync of the group before returned, so a mark at
@@ -61,7 +61,9 @@ pub(crate) use writer::{Ack, Wal, WalOptions};
 use crate::wire::Reader;
 
 const MAGIC: &[u8; 8] = b"SATRNWAL";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// The oldest version that is read.
+const VERSION_MIN: u32 = 2;
 /// Number of the first segment of a data directory.
 pub(crate) const FIRST_SEGMENT: u64 = 1;
 pub(crate) const HEADER_BYTES: usize = 40;
@@ -111,7 +113,9 @@ impl Header {
     fn decode(bytes: &[u8], number: u64) -> Option<Self> {
         let mut reader = Reader::new(bytes.get(..HEADER_BYTES)?);
         let checked = &bytes[..HEADER_BYTES - 4];
-        let valid = reader.array()? == *MAGIC && reader.u32()? == VERSION && reader.u64()? == number;
+        let valid = reader.array()? == *MAGIC
+            && (VERSION_MIN..=VERSION).contains(&reader.u32()?)
+            && reader.u64()? == number;
         let (salt, previous_end) = (reader.u64()?, reader.u64()?);
         let valid = valid && reader.u32()? == crc32c::crc32c(checked);
         valid.then_some(Self { number, salt, previous_end })

@@ -26,6 +26,14 @@
 //! | per series | zigzag varint, varint | as above |
 //! | times | zigzag varints | as above |
 //! | histograms | | their bytes (`Histogram::append_bytes`), one after the other |
+//!
+//! Packed: the appends of one group, where that saves bytes.
+//!
+//! | field | bytes | content |
+//! |---|---|---|
+//! | kind | 1 | 3 |
+//! | size | 4 | of what follows, unpacked, at most 2^28 |
+//! | appends | rest | an LZ4 block: for each append the length of its payload as varint, and its payload |
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,6 +44,9 @@ use crate::wire::{Reader, put_varint, put_zigzag};
 
 const KIND_MARK: u8 = 1;
 const KIND_APPEND: u8 = 2;
+const KIND_PACKED: u8 = 3;
+/// Less is not worth the trouble.
+const PACKED_BYTES_MIN: usize = 512;
 /// Length and checksum.
 pub(super) const FRAME_BYTES: usize = 8;
 pub(super) const MARK_BYTES: usize = FRAME_BYTES + 17;
@@ -78,8 +89,13 @@ pub(crate) struct AppendRecord {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Record {
-    Mark { salt: u64, offset: u64 },
+    Mark {
+        salt: u64,
+        offset: u64,
+    },
     Append(AppendRecord),
+    /// Each with its length, unpacked and framed.
+    Packed(Vec<(AppendRecord, usize)>),
 }
 
 fn start_frame(bytes: usize) -> Vec<u8> {
@@ -107,6 +123,34 @@ pub(super) fn encode_mark(salt: u64, offset: u64) -> Vec<u8> {
     frame.extend_from_slice(&salt.to_le_bytes());
     frame.extend_from_slice(&offset.to_le_bytes());
     finish_frame(frame).expect("a mark is small")
+}
+
+/// Appends framed records to `out`, packed if that saves bytes. `scratch` is reused between calls.
+pub(super) fn put_group(records: &[Vec<u8>], scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
+    let framed: usize = records.iter().map(Vec::len).sum();
+    if !(PACKED_BYTES_MIN..=PAYLOAD_BYTES_MAX).contains(&framed) {
+        records.iter().for_each(|record| out.extend_from_slice(record));
+        return;
+    }
+    scratch.clear();
+    for record in records {
+        let payload = &record[FRAME_BYTES..];
+        put_varint(scratch, payload.len() as u64);
+        scratch.extend_from_slice(payload);
+    }
+    let mut frame = start_frame(5 + lz4_flex::block::get_maximum_output_size(scratch.len()));
+    frame.push(KIND_PACKED);
+    let size = u32::try_from(scratch.len()).expect("the records with larger frames fit");
+    frame.extend_from_slice(&size.to_le_bytes());
+    let at = frame.len();
+    frame.resize(frame.capacity(), 0);
+    let packed =
+        lz4_flex::block::compress_into(scratch, &mut frame[at..]).expect("there is room for any input");
+    frame.truncate(at + packed);
+    match finish_frame(frame) {
+        Some(frame) if frame.len() < framed => out.extend_from_slice(&frame),
+        _ => records.iter().for_each(|record| out.extend_from_slice(record)),
+    }
 }
 
 impl Plan<'_> {
@@ -177,6 +221,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Record, usize)> {
     let record = match reader.u8()? {
         KIND_MARK => Record::Mark { salt: reader.u64()?, offset: reader.u64()? },
         KIND_APPEND => Record::Append(decode_append(&mut reader)?),
+        KIND_PACKED => Record::Packed(decode_packed(&mut reader)?),
         _ => return None,
     };
     reader.is_empty().then_some((record, FRAME_BYTES + payload.len()))
@@ -192,6 +237,32 @@ fn checked_payload(bytes: &[u8]) -> Option<&[u8]> {
     }
     let payload = reader.take(len)?;
     (crc32c::crc32c(payload) == checksum).then_some(payload)
+}
+
+fn decode_packed(reader: &mut Reader<'_>) -> Option<Vec<(AppendRecord, usize)>> {
+    let size = usize::try_from(reader.u32()?).ok().filter(|size| *size <= PAYLOAD_BYTES_MAX)?;
+    let packed = reader.rest();
+    // LZ4 packs at most 255 bytes into one, so a damaged size does not take memory for nothing.
+    if size / 256 > packed.len() {
+        return None;
+    }
+    let unpacked =
+        lz4_flex::block::decompress(packed, size).ok().filter(|unpacked| unpacked.len() == size)?;
+    *reader = Reader::new(&[]);
+    let mut inner = Reader::new(&unpacked);
+    let mut records = Vec::new();
+    while !inner.is_empty() {
+        let len = inner.count()?;
+        let mut payload = Reader::new(inner.take(len)?);
+        if payload.u8()? != KIND_APPEND {
+            return None;
+        }
+        records.push((decode_append(&mut payload)?, FRAME_BYTES + len));
+        if !payload.is_empty() {
+            return None;
+        }
+    }
+    Some(records)
 }
 
 fn decode_append(reader: &mut Reader<'_>) -> Option<AppendRecord> {
@@ -318,7 +389,7 @@ mod tests {
 
         #[test]
         fn payloads_with_a_right_checksum_never_panic(
-            mut payload in proptest::collection::vec(any::<u8>(), 1..80), kind in 0_u8..4,
+            mut payload in proptest::collection::vec(any::<u8>(), 1..80), kind in 0_u8..5,
         ) {
             payload[0] = kind;
             let mut frame = start_frame(payload.len());
@@ -363,6 +434,72 @@ mod tests {
         Histogram::default().append_bytes(&mut want);
         assert_eq!(with_histogram[FRAME_BYTES..], want[FRAME_BYTES..]);
         assert_eq!(encode_mark(1, 32)[FRAME_BYTES..], [1, 1, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_group_is_packed_where_that_saves_bytes() {
+        let tenant = TenantId::new("demo").expect("valid");
+        let (timestamps, values): (Vec<i64>, Vec<f64>) =
+            (0..200_u32).map(|i| (1000, f64::from(i % 7))).unzip();
+        let record = |first: u32, values: &[f64]| {
+            let plan = Plan {
+                shard: ShardId(1),
+                tenant: &tenant,
+                first_new: 0,
+                new_series: Vec::new(),
+                series: (0..200).map(|at| (first + u32::try_from(at).expect("small"), at..at + 1)).collect(),
+                timestamps: &timestamps,
+                values,
+                histograms: Vec::new(),
+                histogram_columns: &BatchHistograms::default(),
+            };
+            plan.encode().expect("small")
+        };
+        let records = [record(0, &values), record(1000, &values)];
+        let framed: usize = records.iter().map(Vec::len).sum();
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
+        put_group(&records, &mut scratch, &mut out);
+        assert!(out.len() * 4 < framed, "{} of {framed} bytes", out.len());
+        let (Record::Packed(appends), len) = decode(&out).expect("own record") else { panic!("not packed") };
+        assert_eq!(len, out.len());
+        for ((append, len), record) in appends.iter().zip(&records) {
+            assert_eq!((Record::Append(append.clone()), *len), decode(record).expect("own record"));
+        }
+        assert_eq!(appends.len(), 2);
+        // What is within decides, too: a wrong kind, a length that is too large, something left over.
+        let unpacked = scratch.clone();
+        for (at, with) in [(2, KIND_MARK), (0, 0xff), (0, 1)] {
+            let mut damaged = unpacked.clone();
+            damaged[at] = with;
+            let mut frame = start_frame(0);
+            frame.push(KIND_PACKED);
+            frame.extend_from_slice(&u32::try_from(damaged.len()).expect("small").to_le_bytes());
+            frame.extend_from_slice(&lz4_flex::block::compress(&damaged));
+            assert_eq!(decode(&finish_frame(frame).expect("small")), None, "byte {at}");
+        }
+        // Noise stays as it is, and so does what is small.
+        let noise = (0..700_u64)
+            .map(|i| (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_pow(3).to_le_bytes()[6]);
+        let noise: Vec<u8> = noise.collect();
+        for record in [noise.clone(), noise[..100].to_vec(), vec![0; 100]] {
+            out.clear();
+            put_group(std::slice::from_ref(&record), &mut scratch, &mut out);
+            assert_eq!(out, record);
+        }
+    }
+
+    #[test]
+    fn packed_bytes_are_pinned() {
+        // Logs written by earlier versions must stay readable: this must never be refused.
+        let mut frame = start_frame(0);
+        frame.extend_from_slice(&[KIND_PACKED, 21, 0, 0, 0]);
+        // An LZ4 block of 21 literal bytes: an append of one sample.
+        frame.extend_from_slice(&[0xf0, 6, 20, 2, 2, 1, 1, b'd', 0, 0, 1, 0, 1, 208, 15]);
+        frame.extend_from_slice(&1.0_f64.to_le_bytes());
+        let (record, _) = decode(&finish_frame(frame).expect("small")).expect("readable");
+        let Record::Packed(appends) = record else { panic!("not packed") };
+        assert_eq!((appends.len(), appends[0].1), (1, 28));
+        assert_eq!((&appends[0].0.timestamps[..], &appends[0].0.values[..]), (&[1000][..], &[1.0][..]));
     }
 
     #[test]

@@ -203,6 +203,13 @@ fn replay_segment(
                 replayed.records += 1;
                 at += len;
             }
+            Some((Record::Packed(records), len)) => {
+                for (record, len) in records {
+                    sink.record(record, len).map_err(|reason| corrupt(&path, at, reason))?;
+                    replayed.records += 1;
+                }
+                at += len;
+            }
             Some((Record::Mark { salt: s, offset }, len)) if s == salt && offset == at as u64 => at += len,
             _ => {
                 refuse_damage(&path, &bytes, at, salt, place)?;

@@ -24,7 +24,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::position::PositionFile;
-use super::record::{MARK_BYTES, encode_mark};
+use super::record::{MARK_BYTES, encode_mark, put_group};
 use super::{HEADER_BYTES, Header, Replayed, create_segment, segment_path, sync_dir};
 use crate::error::StorageError;
 use crate::metrics::Metrics;
@@ -377,9 +377,10 @@ struct Writer {
     noted: Option<Instant>,
     /// Reused between groups.
     buffer: Vec<u8>,
+    unpacked: Vec<u8>,
 }
 
-/// A group that was written and not synced yet: its records, without the mark before them.
+/// A group that was written and not synced yet: its records, packed, without the mark before them.
 #[derive(Debug, Default)]
 struct Unsynced {
     records: Vec<u8>,
@@ -409,6 +410,7 @@ impl Writer {
             position,
             noted: None,
             buffer: Vec::new(),
+            unpacked: Vec::new(),
         })
     }
 
@@ -466,7 +468,8 @@ impl Writer {
             self.next_segment()?;
         }
         let from = self.unsynced.records.len();
-        records.iter().for_each(|record| self.unsynced.records.extend_from_slice(record));
+        put_group(records, &mut self.unpacked, &mut self.unsynced.records);
+        self.unpacked.shrink_to(2 * self.shared.options.group_bytes_max);
         self.unsynced.since.get_or_insert_with(Instant::now);
         self.idle = Idle::Unmarked;
         if let Err(error) = self.write_from(from) {
