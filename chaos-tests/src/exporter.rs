@@ -1,4 +1,4 @@
-//! A small exporter with the metrics of the `demo` service that the compliance queries use.
+//! Small exporters. That of [`Exporter::demo`] has the metrics of the `demo` service that the compliance queries use.
 //!
 //! Its values are functions of a scrape counter: counters that grow and sometimes reset, gauges that wander,
 //! a metric that comes and goes, a histogram.
@@ -15,16 +15,34 @@ use tokio::task::{JoinHandle, JoinSet};
 /// Upper bounds of the histogram's buckets.
 const BOUNDS: [&str; 6] = ["0.001", "0.01", "0.1", "1", "10", "+Inf"];
 
+/// Text format 0.0.4.
+const PLAIN: &str = "text/plain; version=0.0.4";
+/// OpenMetrics, which has exemplars.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Makes the text of the n-th scrape.
+type Exposition = dyn Fn(u64) -> String + Send + Sync;
+
 /// Serves until dropped; open connections end then, too.
 #[derive(Debug)]
-pub struct DemoExporter {
+pub struct Exporter {
     address: String,
     task: JoinHandle<()>,
 }
 
-impl DemoExporter {
-    /// Listens on a free port of loopback. Instances with different seeds show different values.
-    pub async fn start(seed: u64) -> Result<Self> {
+impl Exporter {
+    /// The metrics that the compliance queries ask for. Instances with different seeds show different values.
+    pub async fn demo(seed: u64) -> Result<Self> {
+        Self::start(PLAIN, Arc::new(move |scrape| exposition(scrape, seed))).await
+    }
+
+    /// What `text` makes of the number of the scrape, in OpenMetrics.
+    pub async fn openmetrics(text: impl Fn(u64) -> String + Send + Sync + 'static) -> Result<Self> {
+        Self::start(OPENMETRICS, Arc::new(text)).await
+    }
+
+    /// Listens on a free port of loopback.
+    async fn start(content_type: &'static str, text: Arc<Exposition>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
         let scrapes = Arc::new(AtomicU64::new(0));
@@ -32,7 +50,7 @@ impl DemoExporter {
             // Ends its connections with it.
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, Arc::clone(&scrapes), seed));
+                connections.spawn(serve(stream, Arc::clone(&scrapes), content_type, Arc::clone(&text)));
             }
         });
         Ok(Self { address, task })
@@ -44,23 +62,28 @@ impl DemoExporter {
     }
 }
 
-impl Drop for DemoExporter {
+impl Drop for Exporter {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// Answers every request of a connection with the next scrape.
-async fn serve(mut stream: TcpStream, scrapes: Arc<AtomicU64>, seed: u64) {
+async fn serve(
+    mut stream: TcpStream,
+    scrapes: Arc<AtomicU64>,
+    content_type: &'static str,
+    exposition: Arc<Exposition>,
+) {
     let mut request = vec![0; 8192];
     loop {
         match stream.read(&mut request).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        let text = exposition(scrapes.fetch_add(1, Ordering::Relaxed), seed);
+        let text = exposition(scrapes.fetch_add(1, Ordering::Relaxed));
         let reply = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\n\r\n{text}",
+            "HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n{text}",
             text.len()
         );
         if stream.write_all(reply.as_bytes()).await.is_err() {

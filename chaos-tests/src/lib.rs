@@ -3,7 +3,7 @@
 //!
 //! * [`Cluster`]: `saturn` processes on loopback, which can be killed, stopped and restarted.
 //! * [`Prometheus`], [`NodeExporter`]: the peers that the answers are compared with.
-//! * [`DemoExporter`]: the metrics that the compliance queries ask for.
+//! * [`Exporter`]: the metrics that the compliance queries ask for, or others.
 //! * [`PowerCutDisk`]: a disk that loses everything unsynced.
 //! * [`Endpoint`], [`Answer`]: the HTTP API as a client sees it, and [`compare`] for two answers.
 //! * [`crash`]: the load and the check of the storage engine's crash tests.
@@ -33,7 +33,7 @@ pub use answers::{Order, compare};
 pub use binaries::SaturnBinaries;
 pub use cluster::{Cluster, ClusterOptions, Node};
 pub use endpoint::{Answer, Endpoint, Reply};
-pub use exporter::DemoExporter;
+pub use exporter::Exporter;
 pub use history::{History, Outcome, Verdict};
 pub use logs::Tolerance;
 pub use peers::{NodeExporter, Prometheus, PrometheusOptions};

@@ -24,6 +24,8 @@ pub struct PrometheusOptions {
     /// URLs that every sample is written to. The tenant must be in the path or the user: Debian's build of
     /// Prometheus 2.42 takes `headers` in its configuration and does not send them.
     pub remote_write: Vec<String>,
+    /// Whether exemplars are written, too, and how often metadata is; `None`: no exemplars, and metadata each minute.
+    pub send_notes_every: Option<Duration>,
     /// Flags beside those for its files and address.
     pub extra_args: Vec<String>,
 }
@@ -34,6 +36,7 @@ impl Default for PrometheusOptions {
             scrape_interval: Duration::from_secs(1),
             scrape: Vec::new(),
             remote_write: Vec::new(),
+            send_notes_every: None,
             extra_args: Vec::new(),
         }
     }
@@ -157,6 +160,12 @@ fn config_text(options: &PrometheusOptions, own_address: &str) -> String {
         text.push_str(&format!(
             "- url: {url}\n  queue_config:\n    batch_send_deadline: 500ms\n    max_shards: 1\n"
         ));
+        if let Some(every) = options.send_notes_every {
+            text.push_str(&format!(
+                "  send_exemplars: true\n  metadata_config:\n    send_interval: {}ms\n",
+                every.as_millis()
+            ));
+        }
     }
     text
 }

@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use crate::{Fingerprint, Histogram, Labels, Sample, ShardId, TenantId, TimestampMs};
+use crate::{
+    Exemplar, Fingerprint, Histogram, Labels, METRIC_NAME, MetricMetadata, Sample, ShardId, TenantId,
+    TimestampMs, append_label_pair,
+};
 
 /// Samples of one tenant and one shard. `sample_counts` says how many of the concatenated samples belong to
 /// each series; within a series samples may come in any order.
@@ -26,6 +29,10 @@ pub struct ShardBatch {
     pub values: Vec<f64>,
     /// The samples that are native histograms.
     pub histograms: BatchHistograms,
+    /// Exemplars, each with the index of its series: ascending, several of one series next to each other.
+    pub exemplars: Vec<(u32, Exemplar)>,
+    /// Metadata of metrics that belong to the shard (see [`ShardBatch::shard_of_metric`]).
+    pub metadata: Vec<MetricMetadata>,
     /// Labels of series that the receiver is not expected to know: (index of the series, labels),
     /// ascending by index.
     pub labels: Vec<(u32, Labels)>,
@@ -98,8 +105,17 @@ impl ShardBatch {
             timestamps: Vec::new(),
             values: Vec::new(),
             histograms: BatchHistograms::default(),
+            exemplars: Vec::new(),
+            metadata: Vec::new(),
             labels: Vec::new(),
         }
+    }
+
+    /// The shard that keeps a metric's metadata: that of a series of its name without other labels.
+    pub fn shard_of_metric(tenant: &TenantId, metric: &str, shards: u16) -> ShardId {
+        let mut encoded = String::with_capacity(metric.len() + 16);
+        append_label_pair(&mut encoded, METRIC_NAME, metric);
+        Fingerprint::of(tenant, &encoded).shard(shards)
     }
 
     /// Starts the next series.
@@ -124,9 +140,20 @@ impl ShardBatch {
     /// # Panics
     /// If no series was started.
     pub fn push_histogram(&mut self, timestamp: TimestampMs, histogram: Arc<Histogram>) {
-        let last = self.series_count().checked_sub(1).expect("a series was started before its samples");
-        let last = u32::try_from(last).expect("a batch has fewer than 2^32 series");
-        self.histograms.push(last, timestamp, histogram);
+        self.histograms.push(self.last_series(), timestamp, histogram);
+    }
+
+    /// Adds an exemplar to the series started last.
+    ///
+    /// # Panics
+    /// If no series was started.
+    pub fn push_exemplar(&mut self, exemplar: Exemplar) {
+        self.exemplars.push((self.last_series(), exemplar));
+    }
+
+    fn last_series(&self) -> u32 {
+        let last = self.series_count().checked_sub(1).expect("a series was started before what it has");
+        u32::try_from(last).expect("a batch has fewer than 2^32 series")
     }
 
     /// How many series the batch holds.
@@ -137,6 +164,17 @@ impl ShardBatch {
     /// How many samples the batch holds, of both kinds.
     pub fn sample_count(&self) -> usize {
         self.timestamps.len() + self.histograms.len()
+    }
+
+    /// Whether it has exemplars or metadata.
+    pub fn has_notes(&self) -> bool {
+        !self.exemplars.is_empty() || !self.metadata.is_empty()
+    }
+
+    /// Roughly how many bytes its exemplars and its metadata take.
+    pub fn notes_bytes(&self) -> usize {
+        let exemplars: usize = self.exemplars.iter().map(|(_, exemplar)| exemplar.size_bytes()).sum();
+        exemplars + self.metadata.iter().map(MetricMetadata::size_bytes).sum::<usize>()
     }
 
     /// The series in order: index, fingerprint, times and values of the floats.
@@ -151,11 +189,13 @@ impl ShardBatch {
         )
     }
 
-    /// The part of the batch that holds the series at `indexes` (ascending), with `labels_of` each of them.
+    /// The part of the batch that holds the series at `indexes` (ascending), with `labels_of` each of them, and
+    /// without metadata.
     pub fn subset_with_labels(&self, indexes: &[u32], mut labels_of: impl FnMut(u32) -> Labels) -> Self {
         let mut subset = Self::new(self.tenant.clone(), self.shard);
         let mut wanted = indexes.iter().copied().peekable();
         let mut histograms = self.histograms.iter().peekable();
+        let mut exemplars = self.exemplars.iter().peekable();
         for (index, fingerprint, timestamps, values) in self.series() {
             let Some(next) = wanted.next_if(|next| *next as usize == index) else {
                 continue;
@@ -172,6 +212,10 @@ impl ShardBatch {
                     subset.push_histogram(TimestampMs(*timestamp), Arc::clone(value));
                 }
             }
+            while exemplars.next_if(|(index, _)| *index < next).is_some() {}
+            while let Some((_, exemplar)) = exemplars.next_if(|(index, _)| *index == next) {
+                subset.push_exemplar(exemplar.clone());
+            }
             subset.labels.push((position, labels_of(next)));
         }
         subset
@@ -185,6 +229,8 @@ impl ShardBatch {
             && self.values.len() == self.timestamps.len()
             && counted == self.timestamps.len() as u64
             && self.histograms.is_consistent(series)
+            && self.exemplars.last().is_none_or(|(index, _)| (*index as usize) < series)
+            && self.exemplars.is_sorted_by_key(|(index, _)| *index)
             && self.labels.iter().all(|(index, _)| (*index as usize) < series)
             && self.labels.windows(2).all(|pair| pair[0].0 < pair[1].0)
     }
@@ -210,6 +256,10 @@ mod tests {
                 let histogram = Histogram { count: f64::from(series), ..Histogram::default() };
                 batch.push_histogram(TimestampMs(9), histogram.into());
             }
+            for second in 0..series {
+                let (timestamp, labels) = (TimestampMs(i64::from(second)), Labels::empty());
+                batch.push_exemplar(Exemplar { timestamp, value: f64::from(series), labels });
+            }
         }
         assert!(batch.is_consistent());
         let labels = |i: u32| Labels::from_pairs([("i", i.to_string().as_str())]).expect("valid");
@@ -220,6 +270,8 @@ mod tests {
         assert_eq!(subset.values, [1.0, 3.0, 3.0, 3.0]);
         assert_eq!(subset.histograms.series, [(1, 1)]);
         assert_eq!(subset.histograms.values[0].count, 3.0);
+        let exemplars = subset.exemplars.iter().map(|(index, exemplar)| (*index, exemplar.value));
+        assert_eq!(exemplars.collect::<Vec<_>>(), [(0, 1.0), (1, 3.0), (1, 3.0), (1, 3.0)]);
         assert_eq!((batch.sample_count(), subset.sample_count()), (8, 5));
         assert_eq!(subset.labels, [(0, labels(1)), (1, labels(3))]);
     }

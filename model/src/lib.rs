@@ -7,6 +7,7 @@
 //! * [`Histogram`]: a sample that is a whole distribution.
 //! * [`ShardBatch`]: samples on their way in.
 //! * [`Matcher`], [`Selection`], [`SeriesColumns`]: how a query picks series, and what it gets.
+//! * [`Exemplar`], [`MetricMetadata`]: what comes with samples.
 //! * [`Cardinality`]: how many series, and which labels have most of them.
 //! * [`Limits`]: the bounds on what a tenant may send and ask.
 //!
@@ -14,11 +15,13 @@
 
 mod batch;
 mod cardinality;
+mod exemplar;
 mod fingerprint;
 mod histogram;
 mod labels;
 mod limits;
 mod matcher;
+mod metadata;
 mod re2;
 mod sample;
 mod series;
@@ -26,6 +29,7 @@ mod tenant;
 
 pub use batch::{BatchHistograms, ShardBatch};
 pub use cardinality::{Cardinality, Distinct, LabelCardinality, largest};
+pub use exemplar::{Exemplar, SeriesExemplars};
 pub use fingerprint::{Fingerprint, ShardId};
 pub use histogram::{
     BUCKETS_MAX, Buckets, CUSTOM_BUCKETS_SCHEMA, CountKind, CounterResetHint, Histogram, InvalidBuckets,
@@ -34,6 +38,7 @@ pub use histogram::{
 pub use labels::{InvalidLabels, Labels, LabelsBuilder, METRIC_NAME, append_label_pair, decode_label_pairs};
 pub use limits::Limits;
 pub use matcher::{MatchOp, Matcher, MatcherError, compile_anchored_regex, translate_re2};
+pub use metadata::{MetricMetadata, MetricType};
 pub use sample::{
     STALE_NAN_BITS, Sample, TimestampMs, float_beats_histogram, is_stale_nan, resolve, resolve_histograms,
 };

@@ -6,7 +6,9 @@ pub(crate) mod admin;
 mod answer;
 mod ast;
 mod cardinality;
+mod exemplars;
 mod federate;
+mod metadata;
 mod names;
 mod params;
 mod query;
@@ -96,6 +98,8 @@ fn api_routes() -> Router<Arc<App>> {
     let reads = Router::new()
         .route("/api/v1/query", get(query::instant).post(query::instant))
         .route("/api/v1/query_range", get(query::range).post(query::range))
+        .route("/api/v1/query_exemplars", get(exemplars::query).post(exemplars::query))
+        .route("/api/v1/metadata", get(metadata::metadata))
         .route("/api/v1/series", get(query::series).post(query::series))
         .route("/api/v1/labels", get(query::labels).post(query::labels))
         .route("/api/v1/label/{name}/values", get(query::label_values))

@@ -44,7 +44,9 @@ pub(crate) struct HttpMetrics {
     writes: Family<OutcomeLabel, Counter>,
     written_samples: Counter,
     rejected_samples: Counter,
-    ignored_entries: Counter,
+    written_exemplars: Counter,
+    written_metadata: Counter,
+    refused_notes: Counter,
     write_duration_seconds: Histogram,
 }
 
@@ -54,7 +56,9 @@ impl HttpMetrics {
             writes: Family::default(),
             written_samples: Counter::default(),
             rejected_samples: Counter::default(),
-            ignored_entries: Counter::default(),
+            written_exemplars: Counter::default(),
+            written_metadata: Counter::default(),
+            refused_notes: Counter::default(),
             write_duration_seconds: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
         };
         let registry = registry.sub_registry_with_prefix("saturn_node");
@@ -63,8 +67,16 @@ impl HttpMetrics {
         registry.register("written_samples", "Samples acknowledged", samples);
         let samples = metrics.rejected_samples.clone();
         registry.register("rejected_samples", "Samples refused as invalid", samples);
-        let entries = metrics.ignored_entries.clone();
-        registry.register("ignored_entries", "Exemplars and metadata accepted and not kept", entries);
+        let mut counter = |name: &str, help: &str, counter: &Counter| {
+            registry.register(name, help, counter.clone());
+        };
+        counter("written_exemplars", "Exemplars acknowledged", &metrics.written_exemplars);
+        counter("written_metadata", "Metadata entries acknowledged", &metrics.written_metadata);
+        counter(
+            "refused_notes",
+            "Exemplars and metadata left out because they make no sense",
+            &metrics.refused_notes,
+        );
         registry.register_with_unit(
             "write_duration",
             "Time from a write request's headers to its answer",
@@ -82,7 +94,9 @@ impl HttpMetrics {
     pub(crate) fn count_samples(&self, written: &Written) {
         self.written_samples.inc_by(written.samples as u64);
         self.rejected_samples.inc_by(written.rejects.samples as u64);
-        self.ignored_entries.inc_by(written.ignored as u64);
+        self.written_exemplars.inc_by(written.exemplars as u64);
+        self.written_metadata.inc_by(written.metadata as u64);
+        self.refused_notes.inc_by(written.refused_notes as u64);
     }
 }
 

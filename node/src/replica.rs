@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use saturn_model::{Cardinality, SeriesColumns, ShardId};
+use saturn_model::{Cardinality, MetricMetadata, SeriesColumns, ShardId};
 use saturn_replication::{
     AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Erase, EraseReply, EraseRequest,
     LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PlacementHandle, SelectRequest, ShardRefusal,
@@ -180,12 +180,24 @@ impl Replica {
             items: LabelItems::Texts(listed.items),
             truncated: listed.truncated,
         };
+        let metadata = |listed: Listed<MetricMetadata>| LabelsAnswer {
+            items: LabelItems::Metadata(listed.items),
+            truncated: listed.truncated,
+        };
         Ok(match &request.question {
             LabelsQuestion::Names => texts(engine.label_names(shard, selection, limit)?),
             LabelsQuestion::ValuesOf(name) => texts(engine.label_values(shard, selection, name, limit)?),
             LabelsQuestion::Series => {
                 let Listed { items, truncated } = engine.series(shard, selection, limit)?;
                 LabelsAnswer { items: LabelItems::Series(items), truncated }
+            }
+            LabelsQuestion::Exemplars => {
+                let items = LabelItems::Exemplars(engine.exemplars(shard, selection));
+                LabelsAnswer { items, truncated: false }
+            }
+            LabelsQuestion::Metadata => metadata(engine.metadata(shard, &selection.tenant, None, limit)),
+            LabelsQuestion::MetadataOf(metric) => {
+                metadata(engine.metadata(shard, &selection.tenant, Some(metric), limit))
             }
         })
     }

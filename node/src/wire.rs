@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use saturn_model::{SeriesColumns, ShardId};
+use saturn_model::{Labels, SeriesColumns, SeriesExemplars, ShardId};
 use saturn_proto::{WireError, convert, peer};
 use saturn_replication::{
     AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Erase, EraseReply, EraseRequest,
@@ -283,6 +283,9 @@ pub(crate) fn labels_request(cluster: Bytes, request: &LabelsRequest) -> peer::L
         LabelsQuestion::Names => What::Names(true),
         LabelsQuestion::ValuesOf(name) => What::ValuesOf(name.clone()),
         LabelsQuestion::Series => What::Series(true),
+        LabelsQuestion::Exemplars => What::Exemplars(true),
+        LabelsQuestion::Metadata => What::Metadata(true),
+        LabelsQuestion::MetadataOf(metric) => What::MetadataOf(metric.clone()),
     };
     peer::LabelsRequest {
         cluster,
@@ -299,6 +302,9 @@ pub(crate) fn labels_request_from(message: &peer::LabelsRequest) -> Result<Label
         Some(What::Names(_)) => LabelsQuestion::Names,
         Some(What::ValuesOf(name)) => LabelsQuestion::ValuesOf(name.clone()),
         Some(What::Series(_)) => LabelsQuestion::Series,
+        Some(What::Exemplars(_)) => LabelsQuestion::Exemplars,
+        Some(What::Metadata(_)) => LabelsQuestion::Metadata,
+        Some(What::MetadataOf(metric)) => LabelsQuestion::MetadataOf(metric.clone()),
         None => return Err(WireError::Invalid("a labels request that asks nothing".into())),
     };
     let selection = selection_from(message.selection.as_ref())?;
@@ -308,46 +314,78 @@ pub(crate) fn labels_request_from(message: &peer::LabelsRequest) -> Result<Label
 
 pub(crate) fn labels_reply_message(replies: Vec<ShardReply<LabelsAnswer>>) -> peer::LabelsReply {
     let message = |reply: ShardReply<LabelsAnswer>| {
-        let shard = u32::from(reply.shard.0);
+        let shard = peer::ShardLabels { shard: u32::from(reply.shard.0), ..peer::ShardLabels::default() };
         match reply.result {
-            Ok(LabelsAnswer { items, truncated }) => {
-                let texts = match items {
-                    LabelItems::Texts(texts) => texts,
-                    LabelItems::Series(series) => {
-                        series.iter().map(|labels| labels.as_encoded().to_owned()).collect()
-                    }
-                };
-                peer::ShardLabels { shard, texts, refusal: None, truncated }
-            }
-            Err(refusal) => {
-                let refusal = Some(refusal_message(refusal));
-                peer::ShardLabels { shard, texts: Vec::new(), refusal, truncated: false }
-            }
+            Ok(LabelsAnswer { items, truncated }) => labels_message(shard, items, truncated),
+            Err(refusal) => peer::ShardLabels { refusal: Some(refusal_message(refusal)), ..shard },
         }
     };
     peer::LabelsReply { shards: replies.into_iter().map(message).collect() }
+}
+
+fn labels_message(shard: peer::ShardLabels, items: LabelItems, truncated: bool) -> peer::ShardLabels {
+    let encoded = |labels: &Labels| labels.as_encoded().to_owned();
+    let shard = peer::ShardLabels { truncated, ..shard };
+    match items {
+        LabelItems::Texts(texts) => peer::ShardLabels { texts, ..shard },
+        LabelItems::Series(series) => {
+            peer::ShardLabels { texts: series.iter().map(encoded).collect(), ..shard }
+        }
+        LabelItems::Exemplars(series) => {
+            let own = |(at, one): (u32, &SeriesExemplars)| {
+                let message = |exemplar| convert::exemplar_to_message(at, exemplar);
+                one.exemplars.iter().map(message).collect::<Vec<_>>()
+            };
+            let exemplars = (0..).zip(&series).flat_map(own).collect();
+            let texts = series.iter().map(|one| encoded(&one.labels)).collect();
+            peer::ShardLabels { texts, exemplars, ..shard }
+        }
+        LabelItems::Metadata(metadata) => {
+            let metadata = metadata.iter().map(convert::metadata_to_message).collect();
+            peer::ShardLabels { metadata, ..shard }
+        }
+    }
 }
 
 pub(crate) fn labels_reply(
     request: &LabelsRequest,
     message: peer::LabelsReply,
 ) -> Result<Vec<ShardReply<LabelsAnswer>>, PeerError> {
-    let reply = |labels: peer::ShardLabels| {
+    let reply = |mut labels: peer::ShardLabels| {
         let shard = convert::shard_from_number(labels.shard).map_err(|e| broken(&e))?;
         let truncated = labels.truncated;
-        let result = match (labels.refusal, &request.question) {
-            (Some(refusal), _) => Err(refusal_from(refusal)?),
-            _ if labels.texts.len() > request.limit => return Err(misfit("more items than asked for")),
-            (None, LabelsQuestion::Series) => {
-                let sets = labels.texts.iter().map(|text| convert::labels_from_text(text));
-                let sets = sets.collect::<Result<_, _>>().map_err(|e| broken(&e))?;
-                Ok(LabelsAnswer { items: LabelItems::Series(sets), truncated })
+        let result = match labels.refusal.take() {
+            Some(refusal) => Err(refusal_from(refusal)?),
+            None if labels.texts.len() > request.limit => return Err(misfit("more items than asked for")),
+            None => {
+                let items = label_items(&request.question, labels).map_err(|e| broken(&e))?;
+                Ok(LabelsAnswer { items, truncated })
             }
-            (None, _) => Ok(LabelsAnswer { items: LabelItems::Texts(labels.texts), truncated }),
         };
         Ok(ShardReply { shard, result })
     };
     message.shards.into_iter().map(reply).collect()
+}
+
+fn label_items(question: &LabelsQuestion, message: peer::ShardLabels) -> Result<LabelItems, WireError> {
+    let sets = || message.texts.iter().map(|text| convert::labels_from_text(text));
+    Ok(match question {
+        LabelsQuestion::Names | LabelsQuestion::ValuesOf(_) => LabelItems::Texts(message.texts),
+        LabelsQuestion::Series => LabelItems::Series(sets().collect::<Result<_, _>>()?),
+        LabelsQuestion::Exemplars => {
+            let empty = |labels| Ok(SeriesExemplars { labels: labels?, exemplars: Vec::new() });
+            let mut series = sets().map(empty).collect::<Result<Vec<_>, WireError>>()?;
+            for exemplar in &message.exemplars {
+                let own = series.get_mut(exemplar.series as usize);
+                let own = own.ok_or_else(|| WireError::Invalid("an exemplar of no series".into()))?;
+                own.exemplars.push(convert::exemplar_from_message(exemplar)?);
+            }
+            LabelItems::Exemplars(series)
+        }
+        LabelsQuestion::Metadata | LabelsQuestion::MetadataOf(_) => {
+            LabelItems::Metadata(message.metadata.iter().map(convert::metadata_from_message).collect())
+        }
+    })
 }
 
 pub(crate) fn count_request(cluster: Bytes, request: &CardinalityRequest) -> peer::CountRequest {
@@ -383,7 +421,7 @@ pub(crate) fn count_reply(message: peer::CountReply) -> Result<CardinalityReply,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use saturn_model::{Labels, Selection, TenantId, TimestampMs};
+    use saturn_model::{Exemplar, Selection, TenantId, TimestampMs};
 
     fn series(name: &str) -> SeriesColumns {
         let labels = Labels::from_pairs([("__name__", name)]).expect("valid");
@@ -423,6 +461,30 @@ mod tests {
         };
         assert_eq!(names(&replies[0]), Some(vec!["a".into(), "b".into(), "c".into()]));
         assert!(matches!(&replies[1].result, Err(ShardRefusal::Failed(text)) if text == "damaged"));
+    }
+
+    #[test]
+    fn exemplars_travel_with_their_series() {
+        let SelectRequest { selection, shards, .. } = request(2);
+        let question = LabelsQuestion::Exemplars;
+        let request = LabelsRequest { selection, question, shards, limit: 9 };
+        let exemplar = |time| Exemplar {
+            timestamp: TimestampMs(time),
+            value: -0.0,
+            labels: Labels::from_pairs([("id", "x")]).expect("valid"),
+        };
+        let of = |name: &str, times: &[i64]| SeriesExemplars {
+            labels: series(name).labels,
+            exemplars: times.iter().map(|time| exemplar(*time)).collect(),
+        };
+        let items = LabelItems::Exemplars(vec![of("a", &[1, 2]), of("b", &[3])]);
+        let answer = LabelsAnswer { items, truncated: false };
+        let reply = ShardReply { shard: ShardId(1), result: Ok(answer.clone()) };
+        let mut message = labels_reply_message(vec![reply]);
+        let back = labels_reply(&request, message.clone()).expect("own reply").remove(0);
+        assert_eq!((back.shard, back.result), (ShardId(1), Ok(answer)));
+        message.shards[0].texts.pop();
+        assert!(labels_reply(&request, message).is_err());
     }
 
     #[test]

@@ -8,10 +8,10 @@
 use std::sync::Arc;
 
 use saturn_model::{
-    Fingerprint, InvalidHistogram, Labels, Limits, METRIC_NAME, ShardBatch, ShardId, TenantId, TimestampMs,
-    append_label_pair,
+    Fingerprint, InvalidHistogram, Labels, Limits, METRIC_NAME, MetricMetadata, ShardBatch, ShardId,
+    TenantId, TimestampMs, append_label_pair,
 };
-use saturn_proto::remote_write::{TimeSeries, walk_request};
+use saturn_proto::remote_write::{TimeSeries, walk_metadata, walk_request};
 use saturn_proto::{WireError, snappy};
 use saturn_replication::{Coordinator, LabelSource, ShardWrite, WriteError};
 
@@ -25,10 +25,17 @@ const REJECTS_NAMED_MAX: usize = 10;
 pub(crate) struct Written {
     /// Samples that are durable on a quorum.
     pub(crate) samples: usize,
+    /// Of them, those that are native histograms.
+    pub(crate) histograms: usize,
+    /// Exemplars that are durable on a quorum.
+    pub(crate) exemplars: usize,
+    /// Metadata that is durable on a quorum.
+    pub(crate) metadata: usize,
     /// What was left out.
     pub(crate) rejects: Rejects,
-    /// Exemplars and metadata: accepted, not kept.
-    pub(crate) ignored: usize,
+    /// Exemplars and metadata that were left out because they make no sense. As in Prometheus, that does not make
+    /// a request invalid.
+    pub(crate) refused_notes: usize,
 }
 
 /// The invalid parts of a request: the first few by name, all by number.
@@ -94,6 +101,28 @@ impl LabelSource for RequestLabels {
     }
 }
 
+/// The series that is walked just now: it joins the batch of its shard with the first valid thing that it has.
+struct Admitted<'a> {
+    batch: &'a mut ShardBatch,
+    members: &'a mut Vec<u32>,
+    fingerprint: Fingerprint,
+    /// Of the series in the request.
+    index: u32,
+    started: bool,
+}
+
+impl Admitted<'_> {
+    /// The batch, with the series as its last.
+    fn batch(&mut self) -> &mut ShardBatch {
+        if !self.started {
+            self.started = true;
+            self.batch.push_series(self.fingerprint);
+            self.members.push(self.index);
+        }
+        self.batch
+    }
+}
+
 struct Splitter<'a> {
     tenant: &'a TenantId,
     limits: &'a Limits,
@@ -137,7 +166,9 @@ impl<'a> Splitter<'a> {
                 }
             }
         })?;
-        self.written.ignored += contents.metadata;
+        if contents.metadata > 0 {
+            walk_metadata(&request, |metadata| self.admit_metadata(metadata))?;
+        }
         let into_write = |(batch, series)| ShardWrite { batch: Arc::new(batch), series };
         Ok(Split {
             shards: self.writes.into_iter().map(into_write).collect(),
@@ -155,51 +186,46 @@ impl<'a> Splitter<'a> {
         let fingerprint = Fingerprint::of(self.tenant, &self.encoded);
         let write = self.write_of(fingerprint.shard(self.shards));
 
-        let series_index = u32::try_from(self.ranges.len()).expect("a request is limited to under 4 GiB");
+        let index = u32::try_from(self.ranges.len()).expect("a request is limited to under 4 GiB");
         let (batch, members) = &mut self.writes[write];
+        let mut admitted = Admitted { batch, members, fingerprint, index, started: false };
         let mut out_of_range: Option<(TimestampMs, usize)> = None;
         let mut invalid: Option<(InvalidHistogram, usize)> = None;
-        let mut started = false;
         let range = 0..=self.timestamp_max;
+        let written = &mut self.written;
         let contents = series.walk_samples(|sample| {
             if !range.contains(&sample.timestamp.0) {
                 out_of_range.get_or_insert((sample.timestamp, 0)).1 += 1;
                 return;
             }
-            if !started {
-                started = true;
-                batch.push_series(fingerprint);
-                members.push(series_index);
-            }
-            batch.push_sample(sample);
-            self.written.samples += 1;
+            admitted.batch().push_sample(sample);
+            written.samples += 1;
         })?;
         if contents.histograms > 0 {
-            series.walk_histograms(|timestamp, histogram| {
-                let histogram = match histogram {
-                    Ok(_) if !range.contains(&timestamp.0) => {
-                        out_of_range.get_or_insert((timestamp, 0)).1 += 1;
-                        return;
-                    }
-                    Ok(histogram) => histogram,
-                    Err(reason) => {
-                        invalid.get_or_insert((reason, 0)).1 += 1;
-                        return;
-                    }
-                };
-                if !started {
-                    started = true;
-                    batch.push_series(fingerprint);
-                    members.push(series_index);
+            series.walk_histograms(|timestamp, histogram| match histogram {
+                Ok(_) if !range.contains(&timestamp.0) => {
+                    out_of_range.get_or_insert((timestamp, 0)).1 += 1;
                 }
-                batch.push_histogram(timestamp, Arc::new(histogram));
-                self.written.samples += 1;
+                Ok(histogram) => {
+                    admitted.batch().push_histogram(timestamp, Arc::new(histogram));
+                    written.samples += 1;
+                    written.histograms += 1;
+                }
+                Err(reason) => invalid.get_or_insert((reason, 0)).1 += 1,
             })?;
         }
-        if started {
+        if contents.exemplars > 0 {
+            series.walk_exemplars(|exemplar| match exemplar {
+                Ok(exemplar) if range.contains(&exemplar.timestamp.0) && !exemplar.is_too_long() => {
+                    admitted.batch().push_exemplar(exemplar);
+                    written.exemplars += 1;
+                }
+                _ => written.refused_notes += 1,
+            })?;
+        }
+        if admitted.started {
             self.ranges.push(series.range());
         }
-        self.written.ignored += contents.exemplars;
         if let Some((timestamp, samples)) = out_of_range {
             let reason = format!(
                 "timestamp {timestamp} is out of range: want 0 to {} (now + future_max)",
@@ -211,6 +237,20 @@ impl<'a> Splitter<'a> {
             self.reject(labels, samples, &reason.to_string());
         }
         Ok(())
+    }
+
+    /// Adds what the request says about a metric to the batch of its shard.
+    fn admit_metadata(&mut self, metadata: MetricMetadata) {
+        let text_max = self.limits.label_value_bytes_max;
+        let texts = [&metadata.metric, &metadata.help, &metadata.unit];
+        if metadata.metric.is_empty() || texts.iter().any(|text| text.len() > text_max) {
+            self.written.refused_notes += 1;
+            return;
+        }
+        let shard = ShardBatch::shard_of_metric(self.tenant, &metadata.metric, self.shards);
+        let write = self.write_of(shard);
+        self.writes[write].0.metadata.push(metadata);
+        self.written.metadata += 1;
     }
 
     fn write_of(&mut self, shard: ShardId) -> usize {
@@ -298,7 +338,7 @@ impl Rejects {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use saturn_model::Sample;
+    use saturn_model::{Exemplar, Sample};
     use saturn_proto::remote_write::put_time_series;
 
     const NOW: i64 = 1_700_000_000_000;
@@ -367,6 +407,45 @@ mod tests {
         ] {
             assert!(text.contains(want), "{want} not in {text}");
         }
+    }
+
+    #[test]
+    fn exemplars_come_with_or_without_samples_and_nonsense_is_left_out() {
+        use saturn_proto::remote_write::put_series_message;
+        let exemplar = |time, id: &str| Exemplar {
+            timestamp: TimestampMs(time),
+            value: 1.5,
+            labels: Labels::from_pairs([("trace_id", id)]).expect("valid"),
+        };
+        let described = |metric: &str, help: &str| MetricMetadata {
+            metric: metric.into(),
+            kind: saturn_model::MetricType::Counter,
+            help: help.into(),
+            unit: String::new(),
+        };
+        let mut request = Vec::new();
+        let alone = [exemplar(NOW, "a"), exemplar(-1, "b"), exemplar(NOW, &"long".repeat(40))];
+        put_series_message(&mut request, [("__name__", "alone")], &[], &alone);
+        put_series_message(&mut request, [("__name__", "both")], &[sample(NOW, 1.0)], &[exemplar(NOW, "c")]);
+        put_series_message(&mut request, [("__name__", "nonsense")], &[], &[exemplar(-1, "b")]);
+        for metadata in [described("alone", "h"), described("", "h"), described("both", &"h".repeat(10_000))]
+        {
+            saturn_proto::remote_write::put_metadata(&mut request, &metadata);
+        }
+        let tenant = TenantId::new("t").expect("valid");
+        let split = Splitter::new(&tenant, &Limits::default(), 1, NOW).split(request).expect("well-formed");
+        let Written { samples, exemplars, metadata, refused_notes, .. } = split.written;
+        assert_eq!((samples, exemplars, metadata, refused_notes), (1, 2, 1, 5));
+        assert!(split.written.rejects.texts.is_empty());
+        let ShardWrite { batch, series } = &split.shards[0];
+        assert_eq!(
+            (batch.sample_counts.as_slice(), series.as_slice()),
+            ([0, 1].as_slice(), [0, 1].as_slice())
+        );
+        let ids: Vec<_> = batch.exemplars.iter().map(|(at, e)| (*at, e.labels.get("trace_id"))).collect();
+        assert_eq!(ids, [(0, Some("a")), (1, Some("c"))]);
+        assert_eq!(batch.metadata, [described("alone", "h")]);
+        assert!(batch.is_consistent());
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use saturn_model::{
-    BatchHistograms, Cardinality, Distinct, Fingerprint, Histogram, HistogramColumns, LabelCardinality,
-    Labels, MatchOp, Matcher, Selection, SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs,
+    BatchHistograms, Cardinality, Distinct, Exemplar, Fingerprint, Histogram, HistogramColumns,
+    LabelCardinality, Labels, MatchOp, Matcher, MetricMetadata, MetricType, Selection, SeriesColumns,
+    ShardBatch, ShardId, TenantId, TimestampMs,
 };
 
 use crate::varint::{put_varint, take_varint, unzigzag, zigzag};
@@ -41,6 +42,44 @@ pub fn batch_to_message(batch: &ShardBatch, epoch: u64) -> peer::AppendBatch {
         histogram_series: histogram_series_to_bytes(&batch.histograms.series),
         histogram_timestamps: timestamps_to_bytes(&batch.histograms.timestamps),
         histograms: histograms_to_bytes(&batch.histograms.values),
+        exemplars: batch.exemplars.iter().map(|(series, e)| exemplar_to_message(*series, e)).collect(),
+        metadata: batch.metadata.iter().map(metadata_to_message).collect(),
+    }
+}
+
+/// An exemplar of the series with this index.
+pub fn exemplar_to_message(series: u32, exemplar: &Exemplar) -> peer::Exemplar {
+    peer::Exemplar {
+        series,
+        timestamp_ms: exemplar.timestamp.0,
+        value: exemplar.value,
+        labels: exemplar.labels.as_encoded().to_owned(),
+    }
+}
+
+/// Checks a received exemplar. Its series' index stays in the message.
+pub fn exemplar_from_message(message: &peer::Exemplar) -> Result<Exemplar, WireError> {
+    let labels = labels_from_text(&message.labels)?;
+    Ok(Exemplar { timestamp: TimestampMs(message.timestamp_ms), value: message.value, labels })
+}
+
+/// Metadata as sent.
+pub fn metadata_to_message(metadata: &MetricMetadata) -> peer::Metadata {
+    peer::Metadata {
+        metric: metadata.metric.clone(),
+        r#type: u32::from(metadata.kind.number()),
+        help: metadata.help.clone(),
+        unit: metadata.unit.clone(),
+    }
+}
+
+/// Received metadata.
+pub fn metadata_from_message(message: &peer::Metadata) -> MetricMetadata {
+    MetricMetadata {
+        metric: message.metric.clone(),
+        kind: MetricType::from_number(u64::from(message.r#type)),
+        help: message.help.clone(),
+        unit: message.unit.clone(),
     }
 }
 
@@ -56,6 +95,7 @@ pub fn batch_from_message(message: &peer::AppendBatch) -> Result<ShardBatch, Wir
         counts_from_bytes(&message.sample_counts)?
     };
     let label_sets = message.labels.iter().map(|l| Ok((l.index, labels_from_text(&l.labels)?)));
+    let exemplars = message.exemplars.iter().map(|e| Ok((e.series, exemplar_from_message(e)?)));
     let batch = ShardBatch {
         tenant: tenant_from_text(&message.tenant)?,
         shard: shard_from_number(message.shard)?,
@@ -68,6 +108,8 @@ pub fn batch_from_message(message: &peer::AppendBatch) -> Result<ShardBatch, Wir
             timestamps: timestamps_from_bytes(&message.histogram_timestamps)?,
             values: histograms_from_bytes(&message.histograms)?,
         },
+        exemplars: exemplars.collect::<Result<_, WireError>>()?,
+        metadata: message.metadata.iter().map(metadata_from_message).collect(),
         labels: label_sets.collect::<Result<_, WireError>>()?,
     };
     if batch.is_consistent() {
@@ -327,6 +369,11 @@ mod tests {
                 }
                 if let Some(value) = label {
                     let labels = Labels::from_pairs([("a", value.as_str())]).expect("valid");
+                    let timestamp = TimestampMs(-5);
+                    batch.push_exemplar(Exemplar { timestamp, value: f64::NAN, labels: labels.clone() });
+                    let (metric, kind) = (value, MetricType::Summary);
+                    let (help, unit) = ("h".to_owned(), String::new());
+                    batch.metadata.push(MetricMetadata { metric, kind, help, unit });
                     batch.labels.push((index, labels));
                 }
             }
@@ -345,6 +392,8 @@ mod tests {
             prop_assert_eq!(back.sample_counts, batch.sample_counts);
             prop_assert_eq!(back.labels, batch.labels);
             prop_assert_eq!(&back.histograms, &batch.histograms);
+            prop_assert_eq!(&back.exemplars, &batch.exemplars);
+            prop_assert_eq!(&back.metadata, &batch.metadata);
         }
 
         #[test]

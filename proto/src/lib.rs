@@ -2,7 +2,7 @@
 //!
 //! * [`remote_write`]: Prometheus remote-write 1.0, walked in place without copying labels.
 //! * [`remote_read`]: its counterpart, sampled and streamed.
-//! * [`histogram`]: the message of a native histogram in both.
+//! * [`histogram`]: the message of a native histogram in both; [`notes`]: those of exemplars and metadata.
 //! * [`snappy`]: block decompression that checks the claimed size before allocating.
 //! * [`report`]: what a node tells its operator.
 //! * [`peer`]: what nodes say to each other over gRPC; [`convert`] turns it into the model's nouns.
@@ -12,6 +12,7 @@
 pub mod convert;
 pub mod histogram;
 mod histogram_chunks;
+pub mod notes;
 pub mod remote_read;
 pub mod remote_write;
 pub mod report;

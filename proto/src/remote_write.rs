@@ -7,10 +7,13 @@
 //! Field numbers: Prometheus Remote-Write specification 1.0, "Protobuf messages".
 
 use prost::Message as _;
-use saturn_model::{Histogram, InvalidHistogram, Sample, TimestampMs};
+use saturn_model::{
+    Exemplar, Histogram, InvalidHistogram, InvalidLabels, MetricMetadata, Sample, TimestampMs,
+};
 
 use crate::WireError;
 use crate::histogram::PbHistogram;
+use crate::notes::{PbExemplar, PbMetadata};
 use crate::varint::{put_varint, take_varint};
 
 const WIRE_VARINT: u64 = 0;
@@ -208,6 +211,37 @@ impl TimeSeries<'_> {
         }
         Ok(())
     }
+
+    /// Calls `visit` with each exemplar, or with what is wrong with it.
+    pub fn walk_exemplars(
+        &self,
+        mut visit: impl FnMut(Result<Exemplar, InvalidLabels>),
+    ) -> Result<(), WireError> {
+        let mut fields = Fields::new(self.bytes, self.offset);
+        while let Some(field) = fields.next()? {
+            if let Field::Bytes(3, bytes) = field {
+                let at = fields.offset_of(bytes);
+                let message = PbExemplar::decode(bytes)
+                    .map_err(|_| WireError::Malformed { what: "broken exemplar", at })?;
+                visit(message.to_model());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Calls `visit` with each metadata entry of an (uncompressed) request that [`walk_request`] has walked.
+pub fn walk_metadata(request: &[u8], mut visit: impl FnMut(MetricMetadata)) -> Result<(), WireError> {
+    let mut fields = Fields::new(request, 0);
+    while let Some(field) = fields.next()? {
+        if let Field::Bytes(3, bytes) = field {
+            let at = fields.offset_of(bytes);
+            let message = PbMetadata::decode(bytes)
+                .map_err(|_| WireError::Malformed { what: "broken metadata", at })?;
+            visit(message.into_model());
+        }
+    }
+    Ok(())
 }
 
 /// Where the labels end that a series begins with and whose messages are shorter than 128 bytes: nearly
@@ -286,6 +320,16 @@ pub fn put_time_series<'l>(
     labels: impl IntoIterator<Item = (&'l str, &'l str)>,
     samples: &[Sample],
 ) {
+    put_series_message(request, labels, samples, &[]);
+}
+
+/// [`put_time_series`] with exemplars.
+pub fn put_series_message<'l>(
+    request: &mut Vec<u8>,
+    labels: impl IntoIterator<Item = (&'l str, &'l str)>,
+    samples: &[Sample],
+    exemplars: &[Exemplar],
+) {
     let mut series = Vec::new();
     let mut message = Vec::new();
     for (name, value) in labels {
@@ -302,7 +346,15 @@ pub fn put_time_series<'l>(
         put_varint(&mut message, sample.timestamp.0.cast_unsigned());
         put_bytes(&mut series, 2, &message);
     }
+    for exemplar in exemplars {
+        put_bytes(&mut series, 3, &PbExemplar::of(exemplar).encode_to_vec());
+    }
     put_bytes(request, 1, &series);
+}
+
+/// Appends metadata to the encoding of a `WriteRequest`.
+pub fn put_metadata(request: &mut Vec<u8>, metadata: &MetricMetadata) {
+    put_bytes(request, 3, &PbMetadata::of(metadata).encode_to_vec());
 }
 
 fn put_bytes(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
@@ -415,6 +467,39 @@ mod tests {
         fn random_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = walk(&bytes);
         }
+    }
+
+    #[test]
+    fn exemplars_and_metadata_are_walked_apart() {
+        let label =
+            |name: &str, value: &str| crate::notes::PbLabel { name: name.into(), value: value.into() };
+        let exemplar = |labels| PbExemplar { labels, value: 2.5, timestamp: 7 };
+        let (good, bad) =
+            (exemplar(vec![label("id", "x")]), exemplar(vec![label("a", "1"), label("a", "2")]));
+        let metadata =
+            PbMetadata { kind: 1, metric_family_name: "m".into(), help: "h\n".into(), unit: "s".into() };
+        let mut series = Vec::new();
+        put_bytes(&mut series, 1, &label("__name__", "m").encode_to_vec());
+        put_bytes(&mut series, 3, &good.encode_to_vec());
+        put_bytes(&mut series, 3, &bad.encode_to_vec());
+        let mut request = Vec::new();
+        put_bytes(&mut request, 3, &metadata.encode_to_vec());
+        put_bytes(&mut request, 1, &series);
+        let mut found = Vec::new();
+        let contents = walk_request(&request, |series| {
+            assert_eq!(series.walk_samples(|_| ())?.exemplars, 2);
+            series.walk_exemplars(|exemplar| found.push(exemplar))
+        });
+        assert_eq!(contents, Ok(RequestContents { metadata: 1 }));
+        let first = found[0].as_ref().expect("valid");
+        assert_eq!((first.timestamp.0, first.value, first.labels.get("id")), (7, 2.5, Some("x")));
+        assert!(found[1].is_err());
+        let mut described = Vec::new();
+        walk_metadata(&request, |metadata| described.push(metadata)).expect("walked before");
+        assert_eq!(described, [metadata.into_model()]);
+        let mut broken = Vec::new();
+        put_bytes(&mut broken, 3, &[0xff]);
+        assert!(walk_metadata(&broken, |_| ()).is_err());
     }
 
     #[test]

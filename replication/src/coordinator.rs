@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use saturn_model::{Cardinality, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId};
+use saturn_model::{
+    Cardinality, Labels, MetricMetadata, Selection, SeriesColumns, SeriesExemplars, ShardBatch, ShardId,
+    TenantId, TimestampMs,
+};
 use saturn_ring::{NodeId, ShardRecord};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -220,6 +223,29 @@ impl<P: Peers> Coordinator<P> {
         limit: usize,
     ) -> Result<ReadAnswer<Listed<Labels>>, ReadError> {
         read::labels(&self.core, selection, (LabelsQuestion::Series, limit), merge::merge_label_sets).await
+    }
+
+    /// The exemplars of the selected series in the selection's range, by series.
+    pub async fn exemplars(
+        &self,
+        selection: &Selection,
+    ) -> Result<ReadAnswer<Vec<SeriesExemplars>>, ReadError> {
+        let question = (LabelsQuestion::Exemplars, usize::MAX);
+        read::labels(&self.core, selection, question, merge::merge_exemplars).await
+    }
+
+    /// What senders said about the tenant's metrics, or about one of them, by metric; of at least `limit` metrics
+    /// if there are more.
+    pub async fn metadata(
+        &self,
+        tenant: &TenantId,
+        metric: Option<&str>,
+        limit: usize,
+    ) -> Result<ReadAnswer<Listed<MetricMetadata>>, ReadError> {
+        let question = metric.map_or(LabelsQuestion::Metadata, |m| LabelsQuestion::MetadataOf(m.to_owned()));
+        let (start, end) = (TimestampMs(i64::MIN), TimestampMs(i64::MAX));
+        let everything = Selection { tenant: tenant.clone(), matchers: Vec::new(), start, end };
+        read::labels(&self.core, &everything, (question, limit), merge::merge_metadata).await
     }
 
     /// How many series the tenant's labels have, of the series that replicas hold in memory: one replica is asked

@@ -3,10 +3,10 @@
 //! Pure. The result is the same whatever the order of the answers, and sorted by labels. Samples that replicas
 //! disagree on are settled by the rule of `saturn_model::resolve`.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use saturn_model::{Labels, SeriesColumns};
+use saturn_model::{Exemplar, Labels, MetricMetadata, SeriesColumns, SeriesExemplars};
 
 use crate::{LabelItems, LabelsAnswer};
 
@@ -44,7 +44,7 @@ pub struct Listed<T> {
 pub(crate) fn merge_texts(answers: Vec<LabelsAnswer>) -> Listed<String> {
     merge_listed(answers, |items| match items {
         LabelItems::Texts(texts) => texts,
-        LabelItems::Series(_) => Vec::new(),
+        _ => Vec::new(),
     })
 }
 
@@ -52,8 +52,33 @@ pub(crate) fn merge_texts(answers: Vec<LabelsAnswer>) -> Listed<String> {
 pub(crate) fn merge_label_sets(answers: Vec<LabelsAnswer>) -> Listed<Labels> {
     merge_listed(answers, |items| match items {
         LabelItems::Series(sets) => sets,
-        LabelItems::Texts(_) => Vec::new(),
+        _ => Vec::new(),
     })
+}
+
+/// All metadata once, by metric.
+pub(crate) fn merge_metadata(answers: Vec<LabelsAnswer>) -> Listed<MetricMetadata> {
+    merge_listed(answers, |items| match items {
+        LabelItems::Metadata(metadata) => metadata,
+        _ => Vec::new(),
+    })
+}
+
+/// All exemplars once, by series and time.
+pub(crate) fn merge_exemplars(answers: Vec<LabelsAnswer>) -> Vec<SeriesExemplars> {
+    let mut merged: BTreeMap<Labels, BTreeSet<Exemplar>> = BTreeMap::new();
+    for answer in answers {
+        if let LabelItems::Exemplars(series) = answer.items {
+            for SeriesExemplars { labels, exemplars } in series {
+                merged.entry(labels).or_default().extend(exemplars);
+            }
+        }
+    }
+    let series = |(labels, exemplars): (Labels, BTreeSet<Exemplar>)| SeriesExemplars {
+        labels,
+        exemplars: exemplars.into_iter().collect(),
+    };
+    merged.into_iter().map(series).collect()
 }
 
 fn merge_listed<T: Ord>(answers: Vec<LabelsAnswer>, items: fn(LabelItems) -> Vec<T>) -> Listed<T> {
@@ -94,6 +119,34 @@ mod tests {
         assert_eq!(view(&merged), expected);
         assert_eq!(view(&merge_series(vec![b, a])), expected);
         assert!(merge_series(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn exemplars_and_metadata_are_united() {
+        let exemplar = |time| Exemplar {
+            timestamp: saturn_model::TimestampMs(time),
+            value: f64::NAN,
+            labels: Labels::empty(),
+        };
+        let answer = |items| LabelsAnswer { items, truncated: false };
+        let of = |name: &str, times: &[i64]| SeriesExemplars {
+            labels: Labels::from_pairs([("__name__", name)]).expect("valid"),
+            exemplars: times.iter().map(|time| exemplar(*time)).collect(),
+        };
+        let answers = [vec![of("b", &[2, 3]), of("a", &[1])], vec![of("b", &[1, 3])]];
+        let merged = merge_exemplars(answers.map(|all| answer(LabelItems::Exemplars(all))).into());
+        assert_eq!(merged, [of("a", &[1]), of("b", &[1, 2, 3])]);
+
+        let metadata = |metric: &str, help: &str| MetricMetadata {
+            metric: metric.into(),
+            kind: saturn_model::MetricType::Gauge,
+            help: help.into(),
+            unit: String::new(),
+        };
+        let answers =
+            [vec![metadata("b", "x")], vec![metadata("b", "x"), metadata("a", "y"), metadata("b", "y")]];
+        let merged = merge_metadata(answers.map(|all| answer(LabelItems::Metadata(all))).into());
+        assert_eq!(merged.items, [metadata("a", "y"), metadata("b", "x"), metadata("b", "y")]);
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use saturn_model::{Cardinality, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId};
+use saturn_model::{
+    Cardinality, Labels, MetricMetadata, Selection, SeriesColumns, SeriesExemplars, ShardBatch, ShardId,
+    TenantId,
+};
 use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
 
 use crate::{EraseReply, EraseRequest};
@@ -112,6 +115,12 @@ pub enum LabelsQuestion {
     ValuesOf(String),
     /// The label sets.
     Series,
+    /// Their exemplars in the selection's range; not limited, as replicas keep few.
+    Exemplars,
+    /// What senders said about the tenant's metrics, whatever is selected; the limit is one of metrics.
+    Metadata,
+    /// What they said about one metric.
+    MetadataOf(String),
 }
 
 /// A question about the labels of the selected series, for one replica.
@@ -143,6 +152,10 @@ pub enum LabelItems {
     Texts(Vec<String>),
     /// Label sets.
     Series(Vec<Labels>),
+    /// Series with exemplars.
+    Exemplars(Vec<SeriesExemplars>),
+    /// Metadata.
+    Metadata(Vec<MetricMetadata>),
 }
 
 /// An order to count the series of some shards that are in memory.

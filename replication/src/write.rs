@@ -294,5 +294,6 @@ impl<P: Peers> Shared<P> {
 
 /// About how much memory a batch takes.
 fn batch_bytes(batch: &ShardBatch) -> usize {
-    batch.sample_count() * 16 + batch.histograms.size_bytes() + batch.series_count() * 20
+    let samples = batch.sample_count() * 16 + batch.histograms.size_bytes();
+    samples + batch.notes_bytes() + batch.series_count() * 20
 }

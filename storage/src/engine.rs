@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use saturn_model::{
-    BUCKETS_MAX, Cardinality, Fingerprint, Labels, Selection, SeriesColumns, ShardBatch, ShardId, TenantId,
-    TimestampMs,
+    BUCKETS_MAX, Cardinality, Fingerprint, Labels, MetricMetadata, Selection, SeriesColumns, SeriesExemplars,
+    ShardBatch, ShardId, TenantId, TimestampMs,
 };
 
 use crate::check::CheckReport;
@@ -33,6 +33,7 @@ use crate::labels::{self, Listed};
 use crate::maintenance;
 use crate::merge;
 use crate::metrics::Metrics;
+use crate::notes::NoteLimits;
 use crate::options::{EngineOptions, EngineStats, ReadLimits};
 use crate::past::PastCache;
 use crate::read::{self, SeriesStream};
@@ -142,7 +143,7 @@ impl Engine {
         let mut outcomes = Vec::with_capacity(batches.len());
         let mut wait_for = None;
         for batch in &batches {
-            let appended = store.shard(batch.shard).append(batch, store.wal())?;
+            let appended = store.shard(batch.shard).append(batch, store.wal(), store.note_limits())?;
             if appended.logged {
                 wait_for = match store.options.durability.of(&batch.tenant) {
                     Durability::Fsync => Some(Ack::Durable),
@@ -228,6 +229,28 @@ impl Engine {
     /// the `top` first. Blocks.
     pub fn cardinality(&self, tenant: &TenantId, shards: &[ShardId], top: usize) -> Cardinality {
         labels::cardinality(&self.inner.store, tenant, shards, top)
+    }
+
+    /// The exemplars of one shard's series that match, in the selection's range.
+    pub fn exemplars(&self, shard: ShardId, selection: &Selection) -> Vec<SeriesExemplars> {
+        let Some(shard) = self.inner.store.known_shard(shard) else { return Vec::new() };
+        let Selection { tenant, matchers, start, end } = selection;
+        let notes = shard.notes.lock();
+        notes.exemplars(tenant, matchers, (*start, *end))
+    }
+
+    /// What senders said about the tenant's metrics, or about one of them, as far as one shard keeps it: of at most
+    /// `limit` metrics.
+    pub fn metadata(
+        &self,
+        shard: ShardId,
+        tenant: &TenantId,
+        metric: Option<&str>,
+        limit: usize,
+    ) -> Listed<MetricMetadata> {
+        let Some(shard) = self.inner.store.known_shard(shard) else { return Listed::nothing() };
+        let (items, truncated) = shard.notes.lock().metadata(tenant, metric, limit);
+        Listed { items, truncated }
     }
 
     /// Moves what is in memory to RocksDB and removes the log that is not needed any more. Blocks.
@@ -436,6 +459,15 @@ impl Store {
         self.metrics.duplicate_samples.inc_by(appended.duplicates as u64);
         self.metrics.unknown_series.inc_by(appended.unknown.len() as u64);
         self.metrics.series.inc_by(gauge(appended.new_series as u64));
+        self.metrics.dropped_exemplars.inc_by(appended.dropped.exemplars);
+        self.metrics.dropped_metadata.inc_by(appended.dropped.metadata);
+    }
+
+    pub(crate) fn note_limits(&self) -> NoteLimits {
+        NoteLimits {
+            exemplars: self.options.exemplars_per_shard_max,
+            metrics: self.options.metadata_per_shard_max,
+        }
     }
 
     /// Series came or went otherwise than by an append.
@@ -533,8 +565,12 @@ fn check(batch: &ShardBatch) -> Result<(), StorageError> {
     Ok(())
 }
 
+/// What the series of an exemplar takes in the log, roughly.
+const EXEMPLAR_SERIES_BYTES: usize = 200;
+
 /// Roughly how large the batch's log record will be.
 fn record_bytes_estimate(batch: &ShardBatch) -> usize {
     let labels: usize = batch.labels.iter().map(|(_, labels)| labels.as_encoded().len() + 24).sum();
-    96 + batch.histograms.size_bytes() + batch.sample_count() * 10 + batch.series_count() * 4 + labels
+    let notes = batch.notes_bytes() + batch.exemplars.len() * EXEMPLAR_SERIES_BYTES;
+    96 + notes + batch.histograms.size_bytes() + batch.sample_count() * 10 + batch.series_count() * 4 + labels
 }

@@ -6,7 +6,8 @@
 //! 2. Every shard's head is set aside (and stays readable).
 //! 3. New series' rows go to `index`, and the flush's number is taken for good, in one synced write.
 //! 4. Pages are written to table files, one per window, and ingested: durable, but read by nobody.
-//! 5. One synced write to `meta` makes the segments live and says that replay starts at `n`.
+//! 5. One synced write to `meta` makes the segments live and says that replay starts at `n`; with it go the rows of
+//!    exemplars and metadata that changed.
 //! 6. In memory, the segments replace what was set aside.
 //! 7. Log segments below `n` are removed.
 //!
@@ -213,7 +214,8 @@ fn write(
     store.failpoint("flush: ingested")?;
     let evicted = taken.iter().flat_map(|(shard, taken)| past::rows_evicted(shard, &taken.evicted)).collect();
     let segments = tables.segments.iter().map(|segment| &**segment);
-    store.rocks.commit(segments, taken.iter().map(resident), evicted, replay_from)?;
+    let notes = taken.iter().flat_map(|(_, taken)| &taken.notes);
+    store.rocks.commit(segments, taken.iter().map(resident), (evicted, notes), replay_from)?;
     store.failpoint("flush: committed")?;
     let samples = tables.segments.iter().map(|segment| segment.samples).sum();
     Ok(Written { segments: tables.segments, samples, bytes: tables.bytes })

@@ -24,7 +24,7 @@ pub struct Listed<T> {
 }
 
 impl<T> Listed<T> {
-    fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Self { items: Vec::new(), truncated: false }
     }
 

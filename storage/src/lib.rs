@@ -15,6 +15,7 @@
 //! * `segment.rs`, `page.rs`: a window's samples as rows of RocksDB, the same whoever writes them.
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
 //! * `index.rs`: the series in memory, matchers to series; `past.rs`, `day_rows.rs`: those that left it.
+//! * `notes.rs`: exemplars and metadata.
 //! * `read.rs`: series to merged samples; `labels.rs`: what series and labels there are.
 //! * `retention.rs`, `maintenance.rs`: what is too old, and when that is looked at.
 //! * `steps.rs`: where tests let operations die.
@@ -53,6 +54,7 @@ mod merge;
 mod metrics;
 #[cfg(test)]
 mod model_tests;
+mod notes;
 mod offline;
 mod options;
 mod page;

@@ -11,6 +11,8 @@ pub(crate) struct Metrics {
     pub(crate) appended_samples: Counter,
     pub(crate) duplicate_samples: Counter,
     pub(crate) unknown_series: Counter,
+    pub(crate) dropped_exemplars: Counter,
+    pub(crate) dropped_metadata: Counter,
     pub(crate) series: Gauge,
     pub(crate) head_samples: Gauge,
     pub(crate) head_bytes: Gauge,
@@ -44,6 +46,8 @@ impl Metrics {
             appended_samples: Counter::default(),
             duplicate_samples: Counter::default(),
             unknown_series: Counter::default(),
+            dropped_exemplars: Counter::default(),
+            dropped_metadata: Counter::default(),
             series: Gauge::default(),
             head_samples: Gauge::default(),
             head_bytes: Gauge::default(),
@@ -81,6 +85,12 @@ impl Metrics {
         counter("appended_samples", "Samples stored, duplicates not counted", &self.appended_samples);
         counter("duplicate_samples", "Samples whose time was already there", &self.duplicate_samples);
         counter("unknown_series", "Series sent back for their labels", &self.unknown_series);
+        counter("dropped_exemplars", "Exemplars that gave way to newer ones", &self.dropped_exemplars);
+        counter(
+            "dropped_metadata",
+            "Metadata not kept because its tenant has some of too many metrics",
+            &self.dropped_metadata,
+        );
         counter(
             "wal_abandoned_segments",
             "WAL files that were left after an error of write or fdatasync",

@@ -43,6 +43,10 @@ pub struct EngineOptions {
     pub index_cache_bytes: usize,
     /// How long a series stays in memory after its last sample came.
     pub series_idle: Duration,
+    /// Most exemplars that a shard keeps of one tenant; 0: none are kept.
+    pub exemplars_per_shard_max: usize,
+    /// Most metrics of one tenant of which a shard keeps metadata.
+    pub metadata_per_shard_max: usize,
     /// Most table files that RocksDB keeps open.
     pub open_files_max: i32,
     /// For tests that let an operation die: what happens at its steps.
@@ -69,6 +73,8 @@ impl EngineOptions {
             block_cache_bytes: 128 << 20,
             index_cache_bytes: 32 << 20,
             series_idle: Duration::from_secs(60 * 60),
+            exemplars_per_shard_max: 2000,
+            metadata_per_shard_max: 2000,
             open_files_max: 512,
             steps: StepHook::default(),
         }

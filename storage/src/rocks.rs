@@ -1,8 +1,8 @@
 //! RocksDB behind our own words: no type of it leaves this file.
 //!
-//! Three column families (`keys.rs`). `data` receives whole table files only and is never compacted;
-//! `index` and `meta` are small and written with a sync each. Every read verifies block checksums. The
-//! database's own log holds rows of `index` and `meta` only; our log (`wal/`) holds the samples.
+//! Four column families (`keys.rs`, `notes.rs`). `data` receives whole table files only and is never compacted;
+//! the others are small and written with a sync each. Every read verifies block checksums. The
+//! database's own log holds rows of the small families only; our log (`wal/`) holds the samples.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use crate::keys::{
     META_SEGMENT, META_TOMBSTONE, META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
 };
 use crate::merge::Change;
+use crate::notes::{NoteRow, RowKey};
 use crate::options::EngineOptions;
 
 mod index_rows;
@@ -35,6 +36,7 @@ pub(crate) use segment_reader::{Blocks, SegmentReader};
 const DATA: &str = "data";
 const INDEX: &str = "index";
 const META: &str = "meta";
+const NOTES: &str = "notes";
 
 /// The database of one data directory.
 pub(crate) struct Rocks {
@@ -203,13 +205,13 @@ impl Rocks {
         self.write_index(rows.map(put))
     }
 
-    /// Makes ingested segments live, and moves the start of replay, in one step; with what is in memory now, and
-    /// what the index loses.
+    /// Makes ingested segments live, and moves the start of replay, in one step; with what is in memory now, what
+    /// the index loses, and what changed of exemplars and metadata.
     pub(crate) fn commit<'a>(
         &self,
         segments: impl Iterator<Item = &'a Segment>,
         resident: impl Iterator<Item = Resident>,
-        index: Vec<IndexWrite>,
+        (index, notes): (Vec<IndexWrite>, impl Iterator<Item = &'a NoteRow>),
         replay_from: u64,
     ) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
@@ -221,7 +223,21 @@ impl Rocks {
         for row in index {
             self.add_index_write(&mut batch, row);
         }
+        for NoteRow { key, value, .. } in notes {
+            match value {
+                Some(value) => batch.put_cf(self.family(NOTES), key, value),
+                None => batch.delete_cf(self.family(NOTES), key),
+            }
+        }
         self.write_durably(batch)
+    }
+
+    /// Gives all rows of exemplars and metadata to `each`, which says `None` of one that is damaged.
+    pub(crate) fn each_note(
+        &self,
+        mut each: impl FnMut(&RowKey<'_>, &[u8]) -> Option<()>,
+    ) -> Result<(), StorageError> {
+        self.for_each_row(NOTES, |key, value| each(&RowKey::read(key)?, value))
     }
 
     /// Takes numbers below `next_segment` for good.
@@ -335,7 +351,7 @@ impl Rocks {
             let property = rocksdb::properties::TOTAL_SST_FILES_SIZE;
             self.db.property_int_value_cf(self.family(family), property).ok().flatten().unwrap_or(0)
         };
-        [DATA, INDEX, META].into_iter().map(size).sum()
+        [DATA, INDEX, META, NOTES].into_iter().map(size).sum()
     }
 }
 
@@ -388,6 +404,7 @@ fn families(cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
         ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, rows_options(cache)),
         ColumnFamilyDescriptor::new(DATA, data_options(cache)),
         ColumnFamilyDescriptor::new(INDEX, index_options(cache)),
+        ColumnFamilyDescriptor::new(NOTES, rows_options(cache)),
         ColumnFamilyDescriptor::new(META, rows_options(cache)),
     ]
 }

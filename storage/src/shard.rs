@@ -1,8 +1,8 @@
 //! One shard: its series, what it holds in memory, and which flushed segments are live.
 //!
-//! Two locks: `head` for the write path and the snapshot of a read, `index` for labels and postings. A slow
-//! regular expression holds `index` for reading and stalls new series only. Order: `head` before `index`;
-//! neither is ever held across an await, and `head` never during IO.
+//! Three locks: `head` for the write path and the snapshot of a read, `index` for labels and postings, `notes` for
+//! exemplars and metadata. A slow regular expression holds `index` for reading and stalls new series only. Order:
+//! `head`, `index`, `notes`; none is ever held across an await, and `head` never during IO.
 //!
 //! An append makes its log record, enqueues it and inserts its samples under one hold of `head`. That has
 //! two consequences that other modules build on: the log's order is the order in which series got their
@@ -23,6 +23,7 @@ use crate::head::HeadSamples;
 use crate::histograms::{HistogramHead, HistogramRuns};
 use crate::index::{Dictionary, Index};
 use crate::keys::{Segment, SegmentKey, SeriesRow, Tombstone};
+use crate::notes::{Dropped, NoteLimits, NoteRow, Notes};
 use crate::run::Run;
 use crate::tombstones::visible_ordinals;
 use crate::wal::{AppendRecord, Plan, Wal};
@@ -33,6 +34,7 @@ pub(crate) struct Shard {
     pub(crate) id: ShardId,
     pub(crate) head: Mutex<Head>,
     pub(crate) index: RwLock<Index>,
+    pub(crate) notes: Mutex<Notes>,
 }
 
 /// What the write path touches.
@@ -104,6 +106,7 @@ pub(crate) struct Appended {
     pub(crate) grown: i64,
     /// By how many bytes, or shrank.
     pub(crate) grown_bytes: i64,
+    pub(crate) dropped: Dropped,
 }
 
 /// Which series leave memory with a flush.
@@ -128,6 +131,8 @@ pub(crate) struct Taken {
     pub(crate) resident: RoaringBitmap,
     /// Those that left it, and whose rows go unless a segment has samples of them.
     pub(crate) evicted: RoaringBitmap,
+    /// Exemplars and metadata that changed.
+    pub(crate) notes: Vec<NoteRow>,
 }
 
 impl Taken {
@@ -144,18 +149,27 @@ impl Taken {
 
 impl Shard {
     pub(crate) fn new(id: ShardId, dictionary: &Arc<Dictionary>) -> Self {
-        Self { id, head: Mutex::default(), index: RwLock::new(Index::new(dictionary)) }
+        let index = RwLock::new(Index::new(dictionary));
+        Self { id, head: Mutex::default(), index, notes: Mutex::default() }
     }
 
     /// Appends a checked batch: log record, then head. See the module's description.
-    pub(crate) fn append(&self, batch: &ShardBatch, wal: &Wal) -> Result<Appended, StorageError> {
+    pub(crate) fn append(
+        &self,
+        batch: &ShardBatch,
+        wal: &Wal,
+        limits: NoteLimits,
+    ) -> Result<Appended, StorageError> {
         let mut head = self.head.lock();
         let mut unknown = Vec::new();
         let tenant = self.index.read().tenants.iter().position(|t| t.tenant == batch.tenant);
         let tenant = tenant.map(|t| u32::try_from(t).expect("fewer than 2^32 tenants"));
-        let plan = head.plan(batch, tenant, &mut unknown)?;
+        let mut plan = head.plan(batch, tenant, &mut unknown)?;
+        self.plan_notes(&head, batch, limits, &mut plan);
         if plan.is_empty() {
-            return Ok(Appended { unknown, ..Appended::default() });
+            // What is there already may still be on its way into the log.
+            let logged = batch.has_notes();
+            return Ok(Appended { unknown, logged, ..Appended::default() });
         }
         let record = plan.encode().ok_or_else(|| StorageError::Invalid {
             reason: format!("a batch of {} samples is too large for the log", batch.sample_count()),
@@ -181,12 +195,43 @@ impl Shard {
             appended.duplicates += range.len() - new;
         }
         appended.grown_bytes = head.bytes() - before;
+        let mut notes = self.notes.lock();
+        for (series, labels, exemplar) in plan.exemplars {
+            let exemplar = exemplar.clone();
+            notes.add_exemplar(&batch.tenant, (series, &labels), exemplar, limits, &mut appended.dropped);
+        }
+        for metadata in plan.metadata {
+            notes.add_metadata(&batch.tenant, metadata.clone(), limits, &mut appended.dropped);
+        }
         Ok(appended)
     }
 
+    /// Adds the exemplars and metadata to the plan that are new, of series that are known or get known with it.
+    fn plan_notes<'a>(&self, head: &Head, batch: &'a ShardBatch, limits: NoteLimits, plan: &mut Plan<'a>) {
+        if !batch.has_notes() {
+            return;
+        }
+        let (index, notes) = (self.index.read(), self.notes.lock());
+        for (at, exemplar) in batch.exemplars.iter().filter(|_| limits.exemplars > 0) {
+            let series = batch.fingerprints[*at as usize];
+            if notes.has_exemplar(&batch.tenant, series, exemplar) {
+                continue;
+            }
+            let known = head.ordinals.get(&series).and_then(|known| index.get(known.ordinal));
+            let labels = known.map(|known| known.labels()).or_else(|| {
+                let new = plan.new_series.iter().find(|(fingerprint, _)| *fingerprint == series);
+                new.map(|(_, labels)| (*labels).clone())
+            });
+            plan.exemplars.extend(labels.map(|labels| (series, labels, exemplar)));
+        }
+        let new = batch.metadata.iter().filter(|metadata| !notes.has_metadata(&batch.tenant, metadata));
+        plan.metadata.extend(new);
+    }
+
     /// Applies a record of the log at start. Says in words what does not fit.
-    pub(crate) fn replay(&self, record: AppendRecord) -> Result<Appended, String> {
+    pub(crate) fn replay(&self, record: AppendRecord, limits: NoteLimits) -> Result<Appended, String> {
         let mut head = self.head.lock();
+        self.replay_notes(&record, limits);
         let (next, first) = (head.next_ordinal, record.first_new);
         if !record.new_series.is_empty() {
             // There is a gap where a power cut took series that a flush had given their ordinals.
@@ -235,6 +280,23 @@ impl Shard {
         }
         appended.grown_bytes = head.bytes() - before;
         Ok(appended)
+    }
+
+    fn replay_notes(&self, record: &AppendRecord, limits: NoteLimits) {
+        let Some(logged) = &record.notes else { return };
+        let mut notes = self.notes.lock();
+        // What was dropped then was counted then.
+        let mut dropped = Dropped::default();
+        for (series, labels, exemplars) in &logged.exemplars {
+            for exemplar in exemplars {
+                notes.add_exemplar(&record.tenant, (*series, labels), exemplar.clone(), limits, &mut dropped);
+            }
+        }
+        for metadata in &logged.metadata {
+            if !notes.has_metadata(&record.tenant, metadata) {
+                notes.add_metadata(&record.tenant, metadata.clone(), limits, &mut dropped);
+            }
+        }
     }
 
     /// Takes the row of a series that was in memory at the last flush. They come in order.
@@ -319,7 +381,8 @@ impl Shard {
             })
             .collect();
         let nothing = head.samples.is_empty() && head.histograms.is_empty();
-        if nothing && new_series.is_empty() && head.evicted.is_empty() {
+        let notes = self.notes.lock().take_changed(self.id);
+        if nothing && new_series.is_empty() && head.evicted.is_empty() && notes.is_empty() {
             return None;
         }
         let next = HeadSamples::as_large_as(&head.samples);
@@ -327,7 +390,8 @@ impl Shard {
         head.flushing = Some(Arc::clone(&samples));
         let histograms = head.histograms.begin_flush();
         let (resident, evicted) = (index.known().clone(), head.evicted.clone());
-        Some(Taken { samples, histograms, new_series, ordinals: head.next_ordinal, resident, evicted })
+        let ordinals = head.next_ordinal;
+        Some(Taken { samples, histograms, new_series, ordinals, resident, evicted, notes })
     }
 
     /// The flush is durable: its segments replace what was set aside, in one step for readers.
@@ -348,6 +412,7 @@ impl Shard {
     /// than both together did.
     pub(crate) fn abort_flush(&self, taken: &Taken) -> (i64, i64) {
         let mut head = self.head.lock();
+        self.notes.lock().mark_changed(&taken.notes);
         head.flushing = None;
         let samples = head.samples.len() + taken.samples.len();
         let bytes = head.samples.bytes() + taken.samples.bytes();
@@ -418,6 +483,7 @@ impl Shard {
         head.persisted < head.next_ordinal
             || !head.samples.is_empty()
             || !head.histograms.is_empty()
+            || self.notes.lock().is_changed()
             || !head.idle_series(&self.index.read(), idle).is_empty()
     }
 }
@@ -484,6 +550,8 @@ impl Head {
             values: &batch.values,
             histograms: Vec::with_capacity(batch.histograms.series.len()),
             histogram_columns: &batch.histograms,
+            exemplars: Vec::new(),
+            metadata: Vec::new(),
         };
         let mut histograms = batch.histograms.series.iter().peekable();
         let mut histograms_at = 0;

@@ -200,6 +200,7 @@ fn restore(store: &Store, meta: &Meta) -> Result<usize, StorageError> {
         }
         shard.restore_ordinals(resident.ordinals);
     }
+    store.rocks.each_note(|key, value| store.shard(key.shard).notes.lock().restore(key, value))?;
     for (shard, ordinals) in &meta.ordinals {
         store.shard(*shard).reserve_ordinals(*ordinals);
     }
@@ -353,7 +354,7 @@ impl WorkersState {
         if self.failed.load(Ordering::Relaxed) {
             return;
         }
-        match store.shard(record.shard).replay(record) {
+        match store.shard(record.shard).replay(record, store.note_limits()) {
             Ok(appended) => store.count_replay(&appended),
             Err(misfit) => {
                 self.misfit.lock().get_or_insert(misfit);

@@ -7,7 +7,7 @@
 //!
 //! The log must not bring a hidden sample back into memory after a crash, where no tombstone hides it. A flush
 //! leaves what was appended while it began in the log that it keeps; so a deletion always flushes, even if nothing
-//! is in memory.
+//! is in memory. Exemplars are deleted from memory, and from their rows by that flush.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -87,6 +87,10 @@ pub(crate) fn delete(store: &Store, selection: &Selection) -> Result<u64, Storag
         return Err(StorageError::Invalid { reason: format!("the range {first_ms} to {last_ms} is empty") });
     }
     let mut next_segment = store.next_segment.lock();
+    for shard in store.all_shards() {
+        let range = (selection.start, selection.end);
+        shard.notes.lock().delete_exemplars(&selection.tenant, &selection.matchers, range);
+    }
     flush::flush_locked(store, &mut next_segment)?;
     let number = *next_segment;
     let mut made = Vec::new();

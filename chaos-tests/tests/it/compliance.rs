@@ -8,9 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use saturn_chaos_tests::{
-    Cluster, DemoExporter, Prometheus, PrometheusOptions, Tolerance, eventually, now_ms,
-};
+use saturn_chaos_tests::{Cluster, Exporter, Prometheus, PrometheusOptions, Tolerance, eventually, now_ms};
 use serde_json::Value;
 
 use crate::queries::settled_time_ms;
@@ -40,7 +38,7 @@ async fn answers_equal_prometheus_on_the_compliance_queries() -> Result<()> {
     };
     let mut cluster = Cluster::start(3).await?;
     cluster.tolerate(Tolerance::Quiet);
-    let exporters = [DemoExporter::start(1).await?, DemoExporter::start(2).await?];
+    let exporters = [Exporter::demo(1).await?, Exporter::demo(2).await?];
     let targets = exporters.iter().map(|exporter| exporter.address().to_owned()).collect();
     let options = PrometheusOptions {
         scrape: vec![("demo".to_owned(), targets)],

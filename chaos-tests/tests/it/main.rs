@@ -7,6 +7,7 @@
 //! * `deletion`: series deleted over HTTP, on all replicas.
 //! * `bad_input`: what senders and clients get wrong, and tenants kept apart.
 //! * `query_api`: statistics, limits, compression and pages about the server.
+//! * `exemplars`: exemplars and metadata, in from a real Prometheus, and out as it has them.
 //! * `compliance`: the public compliance queries, against a real Prometheus.
 //! * `histograms`: native histograms in, through kills, and out by every door, as Prometheus has them.
 //! * `refusals`: a node that should not start does not, and says why.
@@ -20,6 +21,7 @@ mod compliance;
 mod crash;
 mod deletion;
 mod demo;
+mod exemplars;
 mod harness;
 mod histograms;
 mod operator;

@@ -80,6 +80,8 @@ pub(super) const SERIES_IDLE: &str = "storage.series-idle";
 pub(super) const INDEX_CACHE: &str = "storage.index-cache";
 pub(super) const SCRUB_INTERVAL: &str = "storage.scrub.interval";
 pub(super) const SCRUB_RATE: &str = "storage.scrub.rate";
+pub(super) const EXEMPLARS_MAX: &str = "storage.exemplars.max-exemplars";
+pub(super) const METADATA_METRICS_MAX: &str = "storage.metadata.max-metrics";
 pub(super) const ENABLE_ADMIN_API: &str = "web.enable-admin-api";
 pub(super) const LOG_LEVEL: &str = "log.level";
 pub(super) const LOG_FORMAT: &str = "log.format";
@@ -275,6 +277,24 @@ pub(super) const SETTINGS: &[Setting] = &[
         max: 65_536,
         default: "32",
         help: "Most that a scrub reads in a second; 0: as fast as it can.",
+    },
+    Setting {
+        flag: EXEMPLARS_MAX,
+        kind: Kind::Integer,
+        unit: "exemplars",
+        min: 0,
+        max: 10_000_000,
+        default: "100000",
+        help: "Exemplars kept of each tenant, spread evenly over the shards; the oldest give way. 0: none are kept.",
+    },
+    Setting {
+        flag: METADATA_METRICS_MAX,
+        kind: Kind::Integer,
+        unit: "metrics",
+        min: 0,
+        max: 10_000_000,
+        default: "50000",
+        help: "Metrics of each tenant of which metadata is kept, spread evenly over the shards; that of others is dropped.",
     },
     Setting {
         flag: ENABLE_ADMIN_API,

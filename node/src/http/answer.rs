@@ -3,7 +3,7 @@
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use saturn_model::{Histogram, Labels};
+use saturn_model::{Exemplar, Histogram, Labels};
 use saturn_promql::{SampleValue, Value, format_value, histogram_buckets};
 use saturn_query_frontend::QueryError;
 use serde::Serialize;
@@ -238,6 +238,17 @@ fn write_point(out: &mut String, timestamp_ms: i64, value: f64) {
     out.push_str(",\"");
     out.push_str(&format_value(value));
     out.push_str("\"]");
+}
+
+/// `{"labels":{...},"value":"1","timestamp":time}`
+pub(crate) fn write_exemplar(out: &mut String, exemplar: &Exemplar) {
+    out.push_str(r#"{"labels":"#);
+    write_labels(out, &exemplar.labels);
+    out.push_str(r#","value":""#);
+    out.push_str(&format_value(exemplar.value));
+    out.push_str(r#"","timestamp":"#);
+    write_time(out, exemplar.timestamp.0);
+    out.push('}');
 }
 
 /// Seconds with three decimals, or none where the milliseconds are zero.

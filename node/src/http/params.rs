@@ -46,7 +46,13 @@ impl Params {
 
     /// A time, if given.
     pub(crate) fn time(&self, name: &'static str) -> Result<Option<TimestampMs>, ApiError> {
-        self.get(name).map(|text| parse_time(text).map_err(|e| ApiError::parameter(name, &e))).transpose()
+        let parse = |text| {
+            // Prometheus says it twice.
+            let invalid =
+                |e: String| ApiError::parameter(name, &format!("Invalid time value for '{name}': {e}"));
+            parse_time(text).map_err(invalid)
+        };
+        self.get(name).map(parse).transpose()
     }
 
     /// A time that must be given.

@@ -371,6 +371,20 @@ impl Expr {
         expr
     }
 
+    /// The matchers of every selector in the expression, in the order of the text.
+    pub fn selectors(&self) -> Vec<&[Matcher]> {
+        let mut selectors = Vec::new();
+        let mut open = vec![self];
+        while let Some(expr) = open.pop() {
+            match &expr.kind {
+                ExprKind::VectorSelector(selector) => selectors.push(selector.matchers.as_slice()),
+                ExprKind::MatrixSelector(matrix) => selectors.push(matrix.selector.matchers.as_slice()),
+                _ => open.extend(expr.children().into_iter().rev()),
+            }
+        }
+        selectors
+    }
+
     /// The operands of this node, in the order of the text.
     pub fn children(&self) -> Vec<&Expr> {
         match &self.kind {

@@ -262,6 +262,12 @@ impl Peers for Cluster {
                     truncated: replica.series_of(shard).count() > request.limit,
                     items: LabelItems::Series(sets.take(request.limit).cloned().collect()),
                 },
+                LabelsQuestion::Exemplars => {
+                    LabelsAnswer { items: LabelItems::Exemplars(Vec::new()), truncated: false }
+                }
+                LabelsQuestion::Metadata | LabelsQuestion::MetadataOf(_) => {
+                    LabelsAnswer { items: LabelItems::Metadata(Vec::new()), truncated: false }
+                }
             }
         }))
     }

@@ -76,7 +76,8 @@ fn a_crash_after_any_step_loses_nothing() {
     crash("ingested");
     assert_eq!(samples(&engine), before);
     let live = segments.iter().map(|s| &**s);
-    store.rocks.commit(live, taken.iter().map(resident), Vec::new(), replay_from).expect("committed");
+    let rows = (Vec::new(), taken.iter().flat_map(|(_, taken)| &taken.notes));
+    store.rocks.commit(live, taken.iter().map(resident), rows, replay_from).expect("committed");
     crash("committed");
     shard.finish_flush(&taken[0].1, segments);
     assert_eq!(samples(&engine), before);

@@ -102,6 +102,8 @@ fn a_record_that_does_not_fit_is_damage() {
         values: &[1.0],
         histograms: Vec::new(),
         histogram_columns: &BatchHistograms::default(),
+        exemplars: Vec::new(),
+        metadata: Vec::new(),
     };
     wal.enqueue(plan.encode().expect("small")).expect("enqueued");
     wal.close().expect("closed");

@@ -26,6 +26,13 @@
 //! | per series | zigzag varint, varint | as above |
 //! | times | zigzag varints | as above |
 //! | histograms | | their bytes (`Histogram::append_bytes`), one after the other |
+//! | exemplar series | varint | how many have exemplars here; this and what follows is left out without exemplars and metadata |
+//! | per series | 16, varint + n, varint | fingerprint; length and encoded labels; number of exemplars |
+//! | per exemplar | 8, 8, varint + n | time; value; length and encoded labels |
+//! | metadata | varint | how many |
+//! | per metadata | varint + n, 1, varint + n, varint + n | metric; type; help; unit |
+//!
+//! Exemplars come with their series' labels, as the series may have left memory when they are replayed.
 //!
 //! Packed: the appends of one group, where that saves bytes.
 //!
@@ -38,8 +45,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use saturn_model::{BatchHistograms, Fingerprint, Histogram, Labels, ShardId, TenantId};
+use saturn_model::{
+    BatchHistograms, Exemplar, Fingerprint, Histogram, Labels, MetricMetadata, ShardId, TenantId,
+};
 
+use crate::notes::{put_exemplar, put_metadata, put_text, take_exemplar, take_metadata};
 use crate::wire::{Reader, put_varint, put_zigzag};
 
 const KIND_MARK: u8 = 1;
@@ -68,6 +78,10 @@ pub(crate) struct Plan<'a> {
     /// Ordinal of each series that has native histograms, and where they are in their columns.
     pub(crate) histograms: Vec<(u32, Range<usize>)>,
     pub(crate) histogram_columns: &'a BatchHistograms,
+    /// New exemplars, those of one series next to each other.
+    pub(crate) exemplars: Vec<(Fingerprint, Labels, &'a Exemplar)>,
+    /// New metadata.
+    pub(crate) metadata: Vec<&'a MetricMetadata>,
 }
 
 /// An append as the log holds it.
@@ -85,6 +99,16 @@ pub(crate) struct AppendRecord {
     pub(crate) histogram_series: Vec<(u32, usize)>,
     pub(crate) histogram_timestamps: Vec<i64>,
     pub(crate) histograms: Vec<Arc<Histogram>>,
+    /// `None`: neither exemplars nor metadata.
+    pub(crate) notes: Option<Box<LoggedNotes>>,
+}
+
+/// Exemplars and metadata as the log holds them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct LoggedNotes {
+    /// By series: fingerprint, labels, exemplars.
+    pub(crate) exemplars: Vec<(Fingerprint, Labels, Vec<Exemplar>)>,
+    pub(crate) metadata: Vec<MetricMetadata>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -156,7 +180,8 @@ pub(super) fn put_group(records: &[Vec<u8>], scratch: &mut Vec<u8>, out: &mut Ve
 impl Plan<'_> {
     /// Whether the log has nothing to remember of it.
     pub(crate) fn is_empty(&self) -> bool {
-        self.new_series.is_empty() && self.series.is_empty() && self.histograms.is_empty()
+        let no_notes = self.exemplars.is_empty() && self.metadata.is_empty();
+        self.new_series.is_empty() && self.series.is_empty() && self.histograms.is_empty() && no_notes
     }
 
     /// The framed record. `None` if it is larger than a record may be.
@@ -179,14 +204,35 @@ impl Plan<'_> {
                 frame.extend_from_slice(&value.to_bits().to_le_bytes());
             }
         }
-        if !self.histograms.is_empty() {
+        let has_notes = !self.exemplars.is_empty() || !self.metadata.is_empty();
+        if !self.histograms.is_empty() || has_notes {
             put_series(&mut frame, &self.histograms, &self.histogram_columns.timestamps);
             for (_, range) in &self.histograms {
                 let histograms = &self.histogram_columns.values[range.clone()];
                 histograms.iter().for_each(|histogram| histogram.append_bytes(&mut frame));
             }
         }
+        if has_notes {
+            self.put_notes(&mut frame);
+        }
         finish_frame(frame)
+    }
+
+    fn put_notes(&self, frame: &mut Vec<u8>) {
+        let by_series = || self.exemplars.chunk_by(|a, b| a.0 == b.0);
+        put_varint(frame, by_series().count() as u64);
+        for exemplars in by_series() {
+            let (fingerprint, labels, _) = &exemplars[0];
+            frame.extend_from_slice(&fingerprint.to_bytes());
+            put_text(frame, labels.as_encoded());
+            put_varint(frame, exemplars.len() as u64);
+            exemplars.iter().for_each(|(_, _, exemplar)| put_exemplar(frame, exemplar));
+        }
+        put_varint(frame, self.metadata.len() as u64);
+        for metadata in &self.metadata {
+            put_text(frame, &metadata.metric);
+            put_metadata(frame, metadata);
+        }
     }
 }
 
@@ -207,11 +253,6 @@ fn put_series(out: &mut Vec<u8>, series: &[(u32, Range<usize>)], timestamps: &[i
             last = *timestamp;
         }
     }
-}
-
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    put_varint(out, text.len() as u64);
-    out.extend_from_slice(text.as_bytes());
 }
 
 /// Takes the record at the start of `bytes`: it and its length with the frame. `None` if it does not check.
@@ -289,6 +330,7 @@ fn decode_append(reader: &mut Reader<'_>) -> Option<AppendRecord> {
         }
         *reader = Reader::new(rest);
     }
+    let notes = if reader.is_empty() { None } else { Some(Box::new(read_notes(reader)?)) };
     Some(AppendRecord {
         shard,
         tenant,
@@ -300,7 +342,24 @@ fn decode_append(reader: &mut Reader<'_>) -> Option<AppendRecord> {
         histogram_series,
         histogram_timestamps,
         histograms,
+        notes,
     })
+}
+
+fn read_notes(reader: &mut Reader<'_>) -> Option<LoggedNotes> {
+    let mut exemplars = Vec::new();
+    for _ in 0..reader.count()? {
+        let fingerprint = Fingerprint::from_bytes(reader.array()?);
+        let labels = Labels::from_encoded(reader.text()?).ok()?;
+        let own: Option<Vec<_>> = (0..reader.count()?).map(|_| take_exemplar(reader)).collect();
+        exemplars.push((fingerprint, labels, own?));
+    }
+    let mut metadata = Vec::new();
+    for _ in 0..reader.count()? {
+        let metric = reader.text()?;
+        metadata.push(take_metadata(reader, metric)?);
+    }
+    Some(LoggedNotes { exemplars, metadata })
 }
 
 /// Series and how many samples each has; all their times.
@@ -345,6 +404,8 @@ mod tests {
                 (any::<u32>(), proptest::collection::vec((any::<i64>(), any::<u64>()), 0..9)), 0..6,
             ),
             with_histograms in proptest::collection::vec((any::<u32>(), any::<i64>(), any::<u32>()), 0..4),
+            with_exemplars in proptest::collection::vec((0_u128..3, any::<i64>(), "[a-z]{1,5}"), 0..5),
+            helps in proptest::collection::vec("\\PC{0,150}", 0..3),
         ) {
             let tenant = TenantId::new("demo").expect("valid");
             let labels: Vec<Labels> =
@@ -357,6 +418,14 @@ mod tests {
                 let histogram = Histogram { count: f64::from(*count), sum: f64::NAN, ..Histogram::default() };
                 columns.push(index, saturn_model::TimestampMs(*time), Arc::new(histogram));
             }
+            let exemplars: Vec<(Fingerprint, Exemplar)> = with_exemplars.iter().map(|(series, time, id)| {
+                let labels = Labels::from_pairs([("id", id.as_str())]).expect("valid");
+                let timestamp = saturn_model::TimestampMs(*time);
+                (Fingerprint(*series), Exemplar { timestamp, value: -0.0, labels })
+            }).collect();
+            let metadata: Vec<MetricMetadata> = helps.iter().map(|help| MetricMetadata {
+                metric: "up".into(), kind: saturn_model::MetricType::Gauge, help: help.clone(), unit: "s".into(),
+            }).collect();
             let mut at = 0;
             let plan = Plan {
                 shard: ShardId(shard), tenant: &tenant, first_new,
@@ -368,6 +437,8 @@ mod tests {
                 timestamps: &timestamps, values: &values,
                 histograms: with_histograms.iter().zip(0..).map(|((ordinal, ..), at)| (*ordinal, at..at + 1)).collect(),
                 histogram_columns: &columns,
+                exemplars: exemplars.iter().map(|(series, e)| (*series, Labels::empty(), e)).collect(),
+                metadata: metadata.iter().collect(),
             };
             let frame = plan.encode().expect("small");
             let (record, len) = decode(&frame).expect("own record");
@@ -385,6 +456,12 @@ mod tests {
             prop_assert_eq!(record.histogram_series, counts);
             prop_assert_eq!(record.histogram_timestamps, columns.timestamps);
             prop_assert!(record.histograms.iter().zip(&columns.values).all(|(a, b)| a.total_cmp(b).is_eq()));
+            prop_assert_eq!(record.notes.is_some(), !exemplars.is_empty() || !metadata.is_empty());
+            let notes = record.notes.unwrap_or_default();
+            let back: Vec<(Fingerprint, Exemplar)> = notes.exemplars.into_iter()
+                .flat_map(|(series, _, own)| own.into_iter().map(move |e| (series, e))).collect();
+            prop_assert_eq!(back, exemplars);
+            prop_assert_eq!(notes.metadata, metadata);
         }
 
         #[test]
@@ -413,6 +490,8 @@ mod tests {
             values: &[1.0, -0.0, f64::NAN],
             histograms: Vec::new(),
             histogram_columns: &BatchHistograms::default(),
+            exemplars: Vec::new(),
+            metadata: Vec::new(),
         };
         let mut want = vec![65, 0, 0, 0];
         want.extend_from_slice(&0xc20c_b885_u32.to_le_bytes());
@@ -433,6 +512,21 @@ mod tests {
         want.extend_from_slice(&[1, 2, 1, 208, 15]);
         Histogram::default().append_bytes(&mut want);
         assert_eq!(with_histogram[FRAME_BYTES..], want[FRAME_BYTES..]);
+        let exemplar =
+            Exemplar { timestamp: saturn_model::TimestampMs(3), value: 2.0, labels: labels.clone() };
+        let metadata = MetricMetadata {
+            metric: "up".into(),
+            kind: saturn_model::MetricType::Gauge,
+            help: "h".into(),
+            unit: String::new(),
+        };
+        let exemplars = vec![(Fingerprint(0x0102), labels.clone(), &exemplar)];
+        let plan = Plan { exemplars, metadata: vec![&metadata], ..plan };
+        want.extend_from_slice(&[1, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        want.extend_from_slice(&[4, 1, b'a', 1, b'b', 1, 3, 0, 0, 0, 0, 0, 0, 0]);
+        want.extend_from_slice(&2.0_f64.to_le_bytes());
+        want.extend_from_slice(&[4, 1, b'a', 1, b'b', 1, 2, b'u', b'p', 2, 1, b'h', 0]);
+        assert_eq!(plan.encode().expect("small")[FRAME_BYTES..], want[FRAME_BYTES..]);
         assert_eq!(encode_mark(1, 32)[FRAME_BYTES..], [1, 1, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0]);
     }
 
@@ -452,6 +546,8 @@ mod tests {
                 values,
                 histograms: Vec::new(),
                 histogram_columns: &BatchHistograms::default(),
+                exemplars: Vec::new(),
+                metadata: Vec::new(),
             };
             plan.encode().expect("small")
         };

@@ -74,6 +74,8 @@ fn record(number: u32) -> Vec<u8> {
         values: &[f64::from(number)],
         histograms: Vec::new(),
         histogram_columns: &saturn_model::BatchHistograms::default(),
+        exemplars: Vec::new(),
+        metadata: Vec::new(),
     };
     plan.encode().expect("small")
 }

@@ -4,6 +4,7 @@ mod churn;
 mod copy;
 mod doors;
 mod head;
+mod notes;
 mod scan;
 mod support;
 mod throughput;
