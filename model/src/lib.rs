@@ -9,11 +9,13 @@
 //! * [`Matcher`], [`Selection`], [`SeriesColumns`]: how a query picks series, and what it gets.
 //! * [`Exemplar`], [`MetricMetadata`]: what comes with samples.
 //! * [`Cardinality`]: how many series, and which labels have most of them.
+//! * [`SampleBudget`]: what a query may hold while it reads.
 //! * [`Limits`]: the bounds on what a tenant may send and ask.
 //!
 //! This crate does no IO, knows no clock and depends on no other crate of the workspace.
 
 mod batch;
+mod budget;
 mod cardinality;
 mod exemplar;
 mod fingerprint;
@@ -28,6 +30,7 @@ mod series;
 mod tenant;
 
 pub use batch::{BatchHistograms, ShardBatch};
+pub use budget::{OverBudget, SampleBudget};
 pub use cardinality::{Cardinality, Distinct, LabelCardinality, largest};
 pub use exemplar::{Exemplar, SeriesExemplars};
 pub use fingerprint::{Fingerprint, ShardId};

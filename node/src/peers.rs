@@ -8,12 +8,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use saturn_model::SeriesColumns;
 use saturn_proto::peer;
 use saturn_proto::peer::peer_client::PeerClient;
 use saturn_replication::{
     AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, EraseReply, EraseRequest, LabelsAnswer,
-    LabelsRequest, PeerError, Peers, SelectRequest, ShardReply,
+    LabelsRequest, PeerError, Peers, SelectRequest, SelectSink, ShardReply,
 };
 use saturn_ring::{ClusterId, NodeId, Placement};
 use tokio::sync::watch;
@@ -120,20 +119,18 @@ impl Peers for NodePeers {
         wire::append_reply(&request, reply.into_inner())
     }
 
-    async fn select(
-        &self,
-        to: &NodeId,
-        request: SelectRequest,
-    ) -> Result<Vec<ShardReply<Vec<SeriesColumns>>>, PeerError> {
+    async fn select(&self, to: &NodeId, request: SelectRequest, sink: SelectSink) -> Result<(), PeerError> {
         if *to == self.replica.id {
-            return Ok(self.replica.select(request).await);
+            return self.replica.select(request, sink).await;
         }
         let mut client = self.client(to, Lane::Read)?;
         let message = wire::select_request(self.cluster_bytes(), &request);
         let mut frames = client.select(message).await.map_err(|e| wire::peer_error(&e))?.into_inner();
         let mut collector = wire::SelectCollector::new(&request);
         while let Some(frame) = frames.message().await.map_err(|e| wire::peer_error(&e))? {
-            collector.add(frame)?;
+            if let Some(reply) = collector.add(frame, |shard, samples| sink.hold(shard, samples))? {
+                sink.reply(reply).await;
+            }
         }
         collector.finish()
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use saturn_model::Selection;
+use saturn_model::{SampleBudget, Selection};
 use saturn_query_frontend::{FetchError, Fetched, SeriesSource};
 use saturn_replication::{Completeness, Coordinator, ReadError};
 
@@ -21,9 +21,15 @@ pub(crate) struct QuorumSource {
 }
 
 impl SeriesSource for QuorumSource {
-    async fn select(&self, selection: Selection, series_max: usize) -> Result<Fetched, FetchError> {
-        let answer = self.coordinator.select(&selection, series_max).await.map_err(|e| match e {
+    async fn select(
+        &self,
+        selection: Selection,
+        series_max: usize,
+        budget: &Arc<SampleBudget>,
+    ) -> Result<Fetched, FetchError> {
+        let answer = self.coordinator.select(&selection, series_max, budget).await.map_err(|e| match e {
             ReadError::TooManySeries { .. } => FetchError::TooLarge(e.to_string()),
+            ReadError::TooManySamples(_) => FetchError::TooManySamples,
             other => FetchError::Unavailable(other.to_string()),
         })?;
         if nothing_answered(&answer.completeness, self.coordinator.shards()) {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use saturn_model::{Cardinality, MetricMetadata, SeriesColumns, ShardId};
 use saturn_replication::{
     AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Erase, EraseReply, EraseRequest,
-    LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PlacementHandle, SelectRequest, ShardRefusal,
-    ShardReply,
+    LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, PlacementHandle, SelectRequest,
+    SelectSink, ShardRefusal, ShardReply,
 };
 use saturn_ring::{Epoch, Fence, NodeId};
 use saturn_storage::{Engine, Listed, ReadLimits, StorageError};
@@ -66,31 +66,34 @@ impl Replica {
         replies.into_iter().map(|reply| reply.unwrap_or_else(&mut stored_reply)).collect()
     }
 
-    /// Reads whole shards. Blocking work: runs off the async threads.
-    pub(crate) async fn select(&self, request: SelectRequest) -> Vec<ShardReply<Vec<SeriesColumns>>> {
+    /// Reads shard after shard, as long as the sink wants more. Blocking work: runs off the async threads.
+    pub(crate) async fn select(&self, request: SelectRequest, sink: SelectSink) -> Result<(), PeerError> {
         let replica = self.clone();
-        let shards = request.shards.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let select = |(shard, epoch): &(ShardId, Epoch)| ShardReply {
-                shard: *shard,
-                result: replica.collect_shard((*shard, *epoch), &request),
-            };
-            request.shards.iter().map(select).collect()
+            for (shard, epoch) in &request.shards {
+                let result = replica.collect_shard((*shard, *epoch), &request, &sink)?;
+                sink.reply_blocking(ShardReply { shard: *shard, result });
+            }
+            Ok(())
         });
-        read.await.unwrap_or_else(|e| all_failed(&shards, &e))
+        read.await.unwrap_or_else(|e| Err(PeerError::Failed(format!("read task failed: {e}"))))
     }
 
     fn collect_shard(
         &self,
         shard: (ShardId, Epoch),
         request: &SelectRequest,
-    ) -> Result<Vec<SeriesColumns>, ShardRefusal> {
-        let mut found = Vec::new();
-        self.read_shard(shard, request, |series| {
+        sink: &SelectSink,
+    ) -> Result<Result<Vec<SeriesColumns>, ShardRefusal>, PeerError> {
+        let (mut found, mut samples) = (Vec::new(), 0);
+        let mut held = Ok(());
+        let read = self.read_shard(shard, request, |series| {
+            samples += series.weight();
+            held = sink.hold(shard.0, samples);
             found.push(series);
-            ControlFlow::Continue(())
-        })?;
-        Ok(found)
+            if held.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        held.map(|()| read.map(|()| found))
     }
 
     /// Reads one shard, and gives series after series to `each`, until it does not want more. Blocks. What was

@@ -203,43 +203,60 @@ fn empty_frame(shard: u32) -> peer::SelectFrame {
 /// Puts the frames of an answer together; a shard counts once its last frame has come.
 pub(crate) struct SelectCollector {
     series_max: usize,
-    shards: HashMap<ShardId, (ShardReply<Vec<SeriesColumns>>, bool)>,
+    /// The shards whose last frame has not come.
+    open: HashMap<ShardId, Growing>,
+}
+
+/// What has come of a shard.
+#[derive(Default)]
+struct Growing {
+    series: Vec<SeriesColumns>,
+    /// Weight of all series.
+    samples: usize,
 }
 
 impl SelectCollector {
     pub(crate) fn new(request: &SelectRequest) -> Self {
-        let open = |(shard, _): &(ShardId, Epoch)| {
-            (*shard, (ShardReply { shard: *shard, result: Ok(Vec::new()) }, false))
-        };
-        Self { series_max: request.series_max, shards: request.shards.iter().map(open).collect() }
+        let open = request.shards.iter().map(|(shard, _)| (*shard, Growing::default()));
+        Self { series_max: request.series_max, open: open.collect() }
     }
 
-    pub(crate) fn add(&mut self, frame: peer::SelectFrame) -> Result<(), PeerError> {
+    /// Takes a frame; `hold` is told how many samples its shard holds with it. Returns the shard's answer if it was
+    /// the last one.
+    pub(crate) fn add(
+        &mut self,
+        frame: peer::SelectFrame,
+        hold: impl FnOnce(ShardId, usize) -> Result<(), PeerError>,
+    ) -> Result<Option<ShardReply<Vec<SeriesColumns>>>, PeerError> {
         let shard = convert::shard_from_number(frame.shard).map_err(|e| broken(&e))?;
-        let (reply, done) =
-            self.shards.get_mut(&shard).ok_or_else(|| misfit("a shard that was not asked for"))?;
-        if *done {
-            return Err(misfit("frames after a shard's last"));
+        let unexpected = || misfit("a shard that was not asked for, or whose last frame has come");
+        let growing = self.open.get_mut(&shard).ok_or_else(unexpected)?;
+        for message in &frame.series {
+            let series = convert::series_from_message(message).map_err(|e| broken(&e))?;
+            growing.samples += series.weight();
+            growing.series.push(series);
         }
-        if let Some(refusal) = frame.refusal {
-            reply.result = Err(refusal_from(refusal)?);
-        } else if let Ok(series) = &mut reply.result {
-            for message in &frame.series {
-                series.push(convert::series_from_message(message).map_err(|e| broken(&e))?);
-            }
-            if series.len() > self.series_max {
-                return Err(misfit("more series than asked for"));
-            }
+        if growing.series.len() > self.series_max {
+            return Err(misfit("more series than asked for"));
         }
-        *done = frame.done;
-        Ok(())
+        hold(shard, growing.samples)?;
+        if !frame.done {
+            return Ok(None);
+        }
+        let whole = self.open.remove(&shard).ok_or_else(unexpected)?;
+        let result = match frame.refusal {
+            Some(refusal) => Err(refusal_from(refusal)?),
+            None => Ok(whole.series),
+        };
+        Ok(Some(ShardReply { shard, result }))
     }
 
-    pub(crate) fn finish(self) -> Result<Vec<ShardReply<Vec<SeriesColumns>>>, PeerError> {
-        if self.shards.values().any(|(_, done)| !done) {
+    /// The stream has ended.
+    pub(crate) fn finish(self) -> Result<(), PeerError> {
+        if !self.open.is_empty() {
             return Err(misfit("the stream ended before its last frame"));
         }
-        Ok(self.shards.into_values().map(|(reply, _)| reply).collect())
+        Ok(())
     }
 }
 
@@ -441,20 +458,24 @@ mod tests {
     #[test]
     fn frames_are_put_together_and_a_late_refusal_counts() {
         let mut collector = SelectCollector::new(&request(2));
-        let mut full = 0;
+        let (mut full, mut held, mut replies) = (0, Vec::new(), Vec::new());
         for (shard, read) in [(0, Ok(())), (1, Err(ShardRefusal::Failed("damaged".into())))] {
             let mut writer = FrameWriter::new(ShardId(shard), 30);
+            let mut hold = |shard: ShardId, samples| {
+                held.push((shard.0, samples));
+                Ok(())
+            };
             for name in ["a", "b", "c"] {
                 if let Some(frame) = writer.push(&series(name)) {
                     full += 1;
-                    collector.add(frame).expect("own frame");
+                    assert!(collector.add(frame, &mut hold).expect("own frame").is_none());
                 }
             }
-            collector.add(writer.finish(read)).expect("own frame");
+            replies.extend(collector.add(writer.finish(read), &mut hold).expect("own frame"));
         }
         assert!(full >= 2, "{full} frames were full");
-        let mut replies = collector.finish().expect("all shards are done");
-        replies.sort_by_key(|reply| reply.shard);
+        assert!(held.contains(&(0, 9)) && held.contains(&(1, 3)), "{held:?}");
+        collector.finish().expect("all shards are done");
         let names = |reply: &ShardReply<Vec<SeriesColumns>>| -> Option<Vec<String>> {
             let series = reply.result.as_ref().ok()?;
             Some(series.iter().map(|series| series.labels.metric_name().to_owned()).collect())
@@ -491,7 +512,10 @@ mod tests {
     fn an_answer_without_its_last_frame_is_none() {
         let mut collector = SelectCollector::new(&request(1));
         let mut writer = FrameWriter::new(ShardId(0), 1);
-        collector.add(writer.push(&series("a")).expect("full")).expect("own frame");
+        let frame = writer.push(&series("a")).expect("full");
+        let over = collector.add(frame.clone(), |_, _| Err(PeerError::OverBudget { samples_max: 1 }));
+        assert_eq!(over.expect_err("held"), PeerError::OverBudget { samples_max: 1 });
+        collector.add(frame, |_, _| Ok(())).expect("own frame");
         assert!(collector.finish().is_err());
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use saturn_model::{Limits, Selection, SeriesColumns, TenantId, TimestampMs};
+use saturn_model::{Limits, SampleBudget, Selection, SeriesColumns, TenantId, TimestampMs};
 use saturn_promql::ast::Expr;
 use saturn_promql::{
     EvalError, EvalParams, ParseLimits, QueryResult, RenderedAnnotations, SampleStats, SelectorRequest,
@@ -25,13 +25,18 @@ const STEPS_MAX: i128 = 11_000;
 /// How many warnings, and how many infos, an answer carries (Prometheus's number).
 const ANNOTATIONS_MAX: usize = 10;
 
+/// Prometheus's words.
+const TOO_MANY_SAMPLES: &str = "query processing would load too many samples into memory in query execution";
+
 /// Where series come from: the merged answer of the shards' replicas.
 pub trait SeriesSource: Send + Sync + 'static {
-    /// All series that match, with their samples in the selection's range.
+    /// All series that match, with their samples in the selection's range, which are charged to the query's budget
+    /// while they come.
     fn select(
         &self,
         selection: Selection,
         series_max: usize,
+        budget: &Arc<SampleBudget>,
     ) -> impl Future<Output = Result<Fetched, FetchError>> + Send;
 }
 
@@ -50,6 +55,9 @@ pub enum FetchError {
     /// The selection is over a limit; the text names it.
     #[error("{0}")]
     TooLarge(String),
+    /// The query's budget is used up.
+    #[error("{TOO_MANY_SAMPLES}")]
+    TooManySamples,
     /// The data cannot be reached now.
     #[error("{0}")]
     Unavailable(String),
@@ -348,6 +356,8 @@ impl<S: SeriesSource> Frontend<S> {
         params: &EvalParams,
     ) -> Result<(Prefetched, Vec<String>), QueryError> {
         let requests = selector_requests(expr, params);
+        let budget = Arc::new(SampleBudget::new(self.limits.query_samples_max));
+        let budget = &budget;
         let fetches = requests.iter().map(|request| {
             let selection = Selection {
                 tenant: tenant.clone(),
@@ -355,26 +365,27 @@ impl<S: SeriesSource> Frontend<S> {
                 start: request.start,
                 end: request.end,
             };
-            self.source.select(selection, self.limits.query_series_max)
+            async move {
+                self.source.select(selection, self.limits.query_series_max, budget).await.map_err(|e| match e
+                {
+                    FetchError::TooLarge(_) | FetchError::TooManySamples => {
+                        QueryError::Execution(e.to_string())
+                    }
+                    FetchError::Unavailable(text) => QueryError::Unavailable(text),
+                })
+            }
         });
         let mut prefetched = Vec::with_capacity(requests.len());
         let mut missing = Vec::new();
         let mut samples = 0;
-        for (request, fetched) in requests.iter().zip(futures::future::join_all(fetches).await) {
-            let fetched = fetched.map_err(|e| match e {
-                FetchError::TooLarge(text) => QueryError::Execution(text),
-                FetchError::Unavailable(text) => QueryError::Unavailable(text),
-            })?;
+        // The first that fails ends the others.
+        let all = futures::future::try_join_all(fetches).await?;
+        for (request, fetched) in requests.iter().zip(all) {
             samples += fetched.series.iter().map(SeriesColumns::weight).sum::<usize>();
             missing.extend(fetched.missing);
             prefetched.push((request.clone(), fetched.series.into()));
         }
         self.metrics.fetched_samples.inc_by(samples as u64);
-        if samples > self.limits.query_samples_max {
-            return Err(QueryError::Execution(
-                "query processing would load too many samples into memory in query execution".into(),
-            ));
-        }
         missing.sort();
         missing.dedup();
         Ok((Prefetched(prefetched), missing))

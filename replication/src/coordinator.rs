@@ -10,8 +10,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use saturn_model::{
-    Cardinality, Labels, MetricMetadata, Selection, SeriesColumns, SeriesExemplars, ShardBatch, ShardId,
-    TenantId, TimestampMs,
+    Cardinality, Labels, MetricMetadata, OverBudget, SampleBudget, Selection, SeriesColumns, SeriesExemplars,
+    ShardBatch, ShardId, TenantId, TimestampMs,
 };
 use saturn_ring::{NodeId, ShardRecord};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -101,6 +101,9 @@ pub enum ReadError {
         /// The limit and what exceeded it.
         reason: String,
     },
+    /// Select less: the budget is used up.
+    #[error(transparent)]
+    TooManySamples(#[from] OverBudget),
     /// This is a defect of the coordinator.
     #[error("the read ended unexpectedly: {0}")]
     Internal(String),
@@ -178,13 +181,16 @@ impl<P: Peers> Coordinator<P> {
         write::write(&self.core, shards, labels).await
     }
 
-    /// The selected series, sorted by labels; at most `series_max`.
+    /// The selected series, sorted by labels; at most `series_max`, and as many samples as the budget has left. Its
+    /// samples are charged while replicas send them, so no more are ever held than quorum-many copies of it, and as a
+    /// rule one.
     pub async fn select(
         &self,
         selection: &Selection,
         series_max: usize,
+        budget: &Arc<SampleBudget>,
     ) -> Result<ReadAnswer<Vec<SeriesColumns>>, ReadError> {
-        let answer = read::select(&self.core, selection, series_max, merge::merge_series).await?;
+        let answer = read::select(&self.core, selection, series_max, budget).await?;
         if answer.value.len() > series_max {
             let reason = format!(
                 "the selection matches {} series, over the limit of {series_max}",

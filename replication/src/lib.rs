@@ -3,8 +3,7 @@
 //! * [`Peers`]: how the replicas are reached; the node supplies it. Requests and replies are beside it.
 //! * [`PlacementHandle`]: the placement that this node acts on; epochs only grow, durable before visible.
 //! * [`Coordinator`]: [`Coordinator::write`] and the reads, over the pure parts `quorum` (who has stored
-//!   what), `progress` (whom to ask next), `merge` (many answers to one).
-//!
+//!   what), `progress` (whom to ask next), `merge` (many answers to one), `taking` (what is held meanwhile).
 //! * `erase`: what all replicas must do, and who did not; `cardinality`: what one replica of each shard counts.
 //!
 //! Invariants: a write is acked when, and only when, a quorum of each of its shards' replicas stored every
@@ -23,6 +22,7 @@ mod peers;
 mod progress;
 mod quorum;
 mod read;
+mod taking;
 mod write;
 
 pub use coordinator::{
@@ -36,3 +36,4 @@ pub use peers::{
     AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, FencedBatch, LabelItems, LabelsAnswer,
     LabelsQuestion, LabelsRequest, PeerError, Peers, SelectRequest, ShardRefusal, ShardReply,
 };
+pub use taking::{SelectSink, Taking};

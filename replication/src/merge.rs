@@ -1,6 +1,6 @@
 //! Many replicas' answers to one.
 //!
-//! Pure. The result is the same whatever the order of the answers, and sorted by labels. Samples that replicas
+//! Pure. The result is the same whatever the order of the answers. Samples that replicas
 //! disagree on are settled by the rule of `saturn_model::resolve`.
 
 use std::collections::hash_map::Entry;
@@ -10,7 +10,7 @@ use saturn_model::{Exemplar, Labels, MetricMetadata, SeriesColumns, SeriesExempl
 
 use crate::{LabelItems, LabelsAnswer};
 
-/// One series per label set, sorted by labels.
+/// One series per label set, in any order.
 pub(crate) fn merge_series(answers: Vec<Vec<SeriesColumns>>) -> Vec<SeriesColumns> {
     let mut merged: Vec<SeriesColumns> = Vec::with_capacity(answers.first().map_or(0, Vec::len));
     let mut place_of: HashMap<Labels, usize> = HashMap::with_capacity(merged.capacity());
@@ -27,8 +27,14 @@ pub(crate) fn merge_series(answers: Vec<Vec<SeriesColumns>>) -> Vec<SeriesColumn
             }
         }
     }
-    merged.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
     merged
+}
+
+/// What different shards have, sorted by labels.
+pub(crate) fn join_series(shards: Vec<Vec<SeriesColumns>>) -> Vec<SeriesColumns> {
+    let mut joined: Vec<SeriesColumns> = shards.into_iter().flatten().collect();
+    joined.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
+    joined
 }
 
 /// Items of a listing, and whether there are more.
@@ -113,11 +119,12 @@ mod tests {
     fn answers_are_united_in_any_order() {
         let a = vec![series("up", &[(1, 1.0), (3, 3.0)]), series("b", &[(1, 1.0)])];
         let b = vec![series("a", &[(5, 5.0)]), series("up", &[(2, 2.0), (3, 4.0)])];
-        let merged = merge_series(vec![a.clone(), b.clone()]);
+        let merge = |answers| join_series(vec![merge_series(answers)]);
+        let merged = merge(vec![a.clone(), b.clone()]);
         let expected: [(&str, &[i64], &[f64]); 3] =
             [("a", &[5], &[5.0]), ("b", &[1], &[1.0]), ("up", &[1, 2, 3], &[1.0, 2.0, 4.0])];
         assert_eq!(view(&merged), expected);
-        assert_eq!(view(&merge_series(vec![b, a])), expected);
+        assert_eq!(view(&merge(vec![b, a])), expected);
         assert!(merge_series(Vec::new()).is_empty());
     }
 

@@ -4,12 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use saturn_model::{
-    Cardinality, Labels, MetricMetadata, Selection, SeriesColumns, SeriesExemplars, ShardBatch, ShardId,
-    TenantId,
+    Cardinality, Labels, MetricMetadata, Selection, SeriesExemplars, ShardBatch, ShardId, TenantId,
 };
 use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
 
-use crate::{EraseReply, EraseRequest};
+use crate::{EraseReply, EraseRequest, SelectSink};
 
 /// Calls to replicas, this node's own included. Timeouts are the caller's business: a call may take as
 /// long as it likes, and must stop when its future is dropped.
@@ -21,12 +20,14 @@ pub trait Peers: Send + Sync + 'static {
         request: AppendRequest,
     ) -> impl Future<Output = Result<Vec<BatchReply>, PeerError>> + Send;
 
-    /// Reads series. One reply per shard.
+    /// Reads series. One reply per shard goes to the sink as soon as it is whole; before, the sink is told how it
+    /// grows.
     fn select(
         &self,
         to: &NodeId,
         request: SelectRequest,
-    ) -> impl Future<Output = Result<Vec<ShardReply<Vec<SeriesColumns>>>, PeerError>> + Send;
+        sink: SelectSink,
+    ) -> impl Future<Output = Result<(), PeerError>> + Send;
 
     /// Reads label names, values or sets. One reply per shard.
     fn labels(
@@ -218,6 +219,12 @@ pub enum PeerError {
     /// The replica refused the call, or its answer makes no sense.
     #[error("{0}")]
     Failed(String),
+    /// The answer was not taken to its end, as the query would hold too much.
+    #[error("the answer is over the query's budget of {samples_max} samples")]
+    OverBudget {
+        /// The budget.
+        samples_max: usize,
+    },
 }
 
 impl From<ShardRefusal> for BatchReply {

@@ -34,6 +34,8 @@ struct ShardRead<T> {
     /// How many of these have not answered.
     waiting: usize,
     answers: Vec<T>,
+    /// How many replicas answered: answers may have become one.
+    answered: usize,
     failures: Vec<String>,
     restarted: bool,
 }
@@ -64,13 +66,14 @@ impl<T> ShardRead<T> {
             asked: 0,
             waiting: 0,
             answers: Vec::new(),
+            answered: 0,
             failures: Vec::new(),
             restarted: false,
         }
     }
 
     fn is_complete(&self) -> bool {
-        self.answers.len() >= self.quorum
+        self.answered >= self.quorum
     }
 
     fn ask_next(&mut self) -> Option<NodeId> {
@@ -92,7 +95,7 @@ impl<T> ReadProgress<T> {
 
     /// What must be sent so that every shard can get its quorum.
     pub(crate) fn ask_needed(&mut self) -> Vec<Ask> {
-        self.ask(|read| read.quorum.saturating_sub(read.answers.len() + read.waiting))
+        self.ask(|read| read.quorum.saturating_sub(read.answered + read.waiting))
     }
 
     /// One more request for every shard that still waits and has someone left to ask.
@@ -116,7 +119,20 @@ impl<T> ReadProgress<T> {
     pub(crate) fn answered(&mut self, shard: ShardId, epoch: Epoch, answer: T) {
         if let Some(read) = self.awaited(shard, epoch) {
             read.answers.push(answer);
+            read.answered += 1;
         }
+    }
+
+    /// The answers for a shard, if there are several: the caller makes one of them, for
+    /// [`ReadProgress::put_back`].
+    pub(crate) fn take_several(&mut self, shard: ShardId) -> Option<Vec<T>> {
+        let read = self.shards.get_mut(usize::from(shard.0)).filter(|read| read.answers.len() > 1)?;
+        Some(std::mem::take(&mut read.answers))
+    }
+
+    /// What became of the answers that [`ReadProgress::take_several`] gave.
+    pub(crate) fn put_back(&mut self, shard: ShardId, answer: T) {
+        self.shards[usize::from(shard.0)].answers.push(answer);
     }
 
     /// A replica did not answer for a shard.

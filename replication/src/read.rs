@@ -1,53 +1,100 @@
 //! The read path: a quorum of every shard's replicas is asked, their answers are merged.
 //!
 //! [`ReadProgress`] decides whom to ask for what; this module sends, waits, and hedges. One request per
-//! replica covers all shards that it is asked for. When the read has its answers, or its caller is gone,
+//! replica covers all shards that it is asked for; its answers come shard by shard, and several for one shard become
+//! one at once, so that no more copies are held than must be. When the read has its answers, or its caller is gone,
 //! the requests still under way are dropped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use saturn_model::{Selection, SeriesColumns, ShardId};
+use saturn_model::{OverBudget, SampleBudget, Selection, SeriesColumns, ShardId};
 use saturn_ring::{Epoch, NodeId};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::coordinator::Core;
 use crate::progress::{Ask, ReadProgress};
+use crate::taking::{SelectSink, Taking};
 use crate::{
     Completeness, LabelsAnswer, LabelsQuestion, LabelsRequest, MissingShard, PeerError, Peers, ReadAnswer,
-    ReadError, SelectRequest, ShardRefusal, ShardReply,
+    ReadError, SelectRequest, ShardRefusal, ShardReply, merge,
 };
 
-/// A call to a replica for some shards.
-type Call<T> = dyn Fn(NodeId, Vec<(ShardId, Epoch)>) -> BoxFuture<'static, Result<Vec<ShardReply<T>>, PeerError>>
+/// Shards' answers of one replica, and of all, that wait to be looked at.
+const REPLIES_WAITING_MAX: usize = 2;
+
+/// A call to a replica for some shards, whose replies go to the sender.
+type Call<T> = dyn Fn(
+        NodeId,
+        Vec<(ShardId, Epoch)>,
+        mpsc::Sender<ShardReply<T>>,
+    ) -> BoxFuture<'static, Result<(), PeerError>>
     + Send
     + Sync;
 
-/// What came of one [`Ask`].
-struct Answered<T> {
-    ask: Ask,
-    result: Result<Vec<ShardReply<T>>, PeerError>,
+/// Makes one answer for a shard of several.
+type Combine<T> = dyn Fn(ShardId, Vec<T>) -> Result<T, OverBudget> + Send + Sync;
+
+/// What is asked of the replicas.
+struct Question<T> {
+    call: Arc<Call<T>>,
+    /// `None`: several answers for a shard are kept as they are.
+    combine: Option<Arc<Combine<T>>>,
 }
 
-/// Samples of the selected series; `merge` makes one answer of many.
-pub(crate) async fn select<P: Peers, R: Send + 'static>(
+/// News of a call.
+enum Event<T> {
+    Reply {
+        node: NodeId,
+        epoch: Epoch,
+        reply: ShardReply<T>,
+    },
+    /// It is over, and these shards got no reply.
+    Ended {
+        node: NodeId,
+        silent: HashMap<ShardId, Epoch>,
+        error: Option<PeerError>,
+    },
+}
+
+/// Tells replicas that still send that the read is over.
+struct StopOnDrop(Arc<Taking>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Samples of the selected series, charged while they come.
+pub(crate) async fn select<P: Peers>(
     core: &Arc<Core<P>>,
     selection: &Selection,
     series_max: usize,
-    merge: fn(Vec<Vec<SeriesColumns>>) -> R,
-) -> Result<ReadAnswer<R>, ReadError> {
-    let (peers, selection) = (Arc::clone(&core.peers), selection.clone());
-    let call = move |node: NodeId, shards| {
-        let peers = Arc::clone(&peers);
+    budget: &Arc<SampleBudget>,
+) -> Result<ReadAnswer<Vec<SeriesColumns>>, ReadError> {
+    let taking = Arc::new(Taking::new(Arc::clone(budget)));
+    let _stop = StopOnDrop(Arc::clone(&taking));
+    let (peers, selection, taken) = (Arc::clone(&core.peers), selection.clone(), Arc::clone(&taking));
+    let call = move |node: NodeId, shards, replies| {
+        let (peers, sink) = (Arc::clone(&peers), SelectSink::new(Arc::clone(&taken), replies));
         let request = SelectRequest { selection: selection.clone(), shards, series_max };
-        Box::pin(async move { peers.select(&node, request).await }) as BoxFuture<'static, _>
+        Box::pin(async move { peers.select(&node, request, sink).await }) as BoxFuture<'static, _>
     };
-    read(core, Arc::new(call), merge).await
+    let combine = move |shard, answers| {
+        let merged = merge::merge_series(answers);
+        taking.hold(shard, merged.iter().map(SeriesColumns::weight).sum())?;
+        Ok(merged)
+    };
+    let question = Question { call: Arc::new(call), combine: Some(Arc::new(combine)) };
+    read(core, question, merge::join_series).await
 }
 
-/// Something about the labels of the selected series, at most `limit` items of each shard; `merge` makes one answer of many.
+/// Something about the labels of the selected series, at most `limit` items of each shard; `merge` makes one
+/// answer of many.
 pub(crate) async fn labels<P: Peers, R: Send + 'static>(
     core: &Arc<Core<P>>,
     selection: &Selection,
@@ -55,23 +102,29 @@ pub(crate) async fn labels<P: Peers, R: Send + 'static>(
     merge: fn(Vec<LabelsAnswer>) -> R,
 ) -> Result<ReadAnswer<R>, ReadError> {
     let (peers, selection) = (Arc::clone(&core.peers), selection.clone());
-    let call = move |node: NodeId, shards| {
+    let call = move |node: NodeId, shards, replies: mpsc::Sender<_>| {
         let peers = Arc::clone(&peers);
         let (selection, question) = (selection.clone(), question.clone());
         let request = LabelsRequest { selection, question, shards, limit };
-        Box::pin(async move { peers.labels(&node, request).await }) as BoxFuture<'static, _>
+        Box::pin(async move {
+            for reply in peers.labels(&node, request).await? {
+                // Nobody listens any more once the read has its answers.
+                let _ = replies.send(reply).await;
+            }
+            Ok(())
+        }) as BoxFuture<'static, _>
     };
-    read(core, Arc::new(call), merge).await
+    read(core, Question { call: Arc::new(call), combine: None }, merge).await
 }
 
 async fn read<P: Peers, T: Send + 'static, R: Send + 'static>(
     core: &Arc<Core<P>>,
-    call: Arc<Call<T>>,
+    question: Question<T>,
     merge: fn(Vec<T>) -> R,
 ) -> Result<ReadAnswer<R>, ReadError> {
     let started = Instant::now();
     core.metrics.reads.inc();
-    let (answers, missing) = gather(core, call, started).await?;
+    let (answers, missing) = gather(core, &question, started).await?;
     core.metrics.read_duration.0.observe(started.elapsed().as_secs_f64());
     let completeness = if missing.is_empty() {
         Completeness::Complete
@@ -88,28 +141,34 @@ async fn read<P: Peers, T: Send + 'static, R: Send + 'static>(
 /// Asks until every shard has its quorum, or nobody is left to ask, or time is up.
 async fn gather<P: Peers, T: Send + 'static>(
     core: &Arc<Core<P>>,
-    call: Arc<Call<T>>,
+    question: &Question<T>,
     started: Instant,
 ) -> Result<(Vec<T>, Vec<MissingShard>), ReadError> {
     let settings = &core.settings;
     let (hedge_at, deadline) = (started + settings.hedge_delay, started + settings.read_timeout);
     let placement = core.placement.load();
     let mut progress = ReadProgress::new(&placement, &core.me, |node| core.peers.is_alive(node));
-    let mut requests: JoinSet<Answered<T>> = JoinSet::new();
+    let (events, mut news) = mpsc::channel(REPLIES_WAITING_MAX);
+    let mut requests: JoinSet<()> = JoinSet::new();
+    let send = |requests: &mut JoinSet<()>, ask| {
+        requests.spawn(ask_replica(Arc::clone(core), Arc::clone(&question.call), ask, events.clone()));
+    };
     let mut hedged = false;
     loop {
         for ask in progress.ask_needed() {
-            requests.spawn(ask_replica(Arc::clone(core), Arc::clone(&call), ask));
+            send(&mut requests, ask);
         }
         if progress.is_done() {
             break;
         }
         tokio::select! {
-            answered = requests.join_next() => match answered {
-                Some(Ok(answered)) => take(core, &mut progress, answered).await?,
-                Some(Err(error)) => return Err(ReadError::Internal(error.to_string())),
-                None => break,
-            },
+            event = news.recv() => {
+                let event = event.expect("this function holds a sender");
+                take(core, question, &mut progress, event).await?;
+            }
+            Some(ended) = requests.join_next() => {
+                ended.map_err(|error| ReadError::Internal(error.to_string()))?;
+            }
             () = tokio::time::sleep_until(hedge_at), if !hedged => {
                 hedged = true;
                 let spare = progress.ask_spare();
@@ -117,7 +176,7 @@ async fn gather<P: Peers, T: Send + 'static>(
                     core.metrics.hedged_reads.inc();
                 }
                 for ask in spare {
-                    requests.spawn(ask_replica(Arc::clone(core), Arc::clone(&call), ask));
+                    send(&mut requests, ask);
                 }
             }
             () = tokio::time::sleep_until(deadline) => break,
@@ -130,63 +189,92 @@ async fn gather<P: Peers, T: Send + 'static>(
 async fn ask_replica<P: Peers, T: Send + 'static>(
     core: Arc<Core<P>>,
     call: Arc<Call<T>>,
-    ask: Ask,
-) -> Answered<T> {
-    let mut result = call(ask.node.clone(), ask.shards.clone()).await;
-    if let Ok(replies) = &mut result {
-        let is_behind = |reply: &ShardReply<T>| matches!(reply.result, Err(ShardRefusal::Behind));
-        let behind: Vec<ShardId> = replies.iter().filter(|r| is_behind(r)).map(|r| r.shard).collect();
-        if !behind.is_empty() {
-            let placement = core.placement.load();
-            let pushed = core.peers.push_placement(&ask.node, &placement).await;
-            let shards = ask.shards.iter().filter(|(shard, _)| behind.contains(shard)).copied().collect();
-            if pushed.is_ok()
-                && let Ok(again) = call(ask.node.clone(), shards).await
-            {
-                replies.retain(|reply| !is_behind(reply));
-                replies.extend(again);
+    Ask { node, shards }: Ask,
+    events: mpsc::Sender<Event<T>>,
+) {
+    let mut silent: HashMap<ShardId, Epoch> = shards.iter().copied().collect();
+    let mut wanted = shards;
+    let mut pushed = false;
+    let error = loop {
+        let (replies, mut arriving) = mpsc::channel(REPLIES_WAITING_MAX);
+        let calling = call(node.clone(), wanted, replies);
+        let forwarding = async {
+            let mut behind = Vec::new();
+            while let Some(reply) = arriving.recv().await {
+                let Some(epoch) = silent.get(&reply.shard).copied() else { continue };
+                if !pushed && matches!(reply.result, Err(ShardRefusal::Behind)) {
+                    behind.push((reply.shard, epoch));
+                    continue;
+                }
+                silent.remove(&reply.shard);
+                // Nobody listens any more once the read has its answers.
+                let _ = events.send(Event::Reply { node: node.clone(), epoch, reply }).await;
             }
+            behind
+        };
+        let (result, behind) = tokio::join!(calling, forwarding);
+        if behind.is_empty() {
+            break result.err();
         }
-    }
-    Answered { ask, result }
+        pushed = true;
+        if core.peers.push_placement(&node, &core.placement.load()).await.is_err() {
+            for (shard, epoch) in behind {
+                silent.remove(&shard);
+                let reply = ShardReply { shard, result: Err(ShardRefusal::Behind) };
+                let _ = events.send(Event::Reply { node: node.clone(), epoch, reply }).await;
+            }
+            break result.err();
+        }
+        wanted = behind;
+    };
+    let _ = events.send(Event::Ended { node, silent, error }).await;
 }
 
 /// Tells the progress what a replica said, and adopts what it knows better.
-async fn take<P: Peers, T>(
+async fn take<P: Peers, T: Send + 'static>(
     core: &Core<P>,
+    question: &Question<T>,
     progress: &mut ReadProgress<T>,
-    answered: Answered<T>,
+    event: Event<T>,
 ) -> Result<(), ReadError> {
-    let Answered { ask: Ask { node, shards }, result } = answered;
-    let (mut replies, silence) = match result {
-        Ok(replies) => {
-            let by_shard = replies.into_iter().map(|reply| (reply.shard, reply.result));
-            (by_shard.collect::<HashMap<_, _>>(), "left the shard out of its answer".to_owned())
+    let (node, epoch, ShardReply { shard, result }) = match event {
+        Event::Reply { node, epoch, reply } => (node, epoch, reply),
+        Event::Ended { error: Some(PeerError::OverBudget { samples_max }), .. } => {
+            return Err(OverBudget { samples_max }.into());
         }
-        Err(error) => {
-            tracing::debug!(%node, %error, shards = shards.len(), "a replica did not answer a read");
-            (HashMap::new(), error.to_string())
+        Event::Ended { node, silent, error } => {
+            if let Some(error) = &error {
+                tracing::debug!(%node, %error, shards = silent.len(), "a replica did not answer a read");
+            }
+            let left_out = || "left the shard out of its answer".to_owned();
+            let reason = error.map_or_else(left_out, |error| error.to_string());
+            silent.into_iter().for_each(|(shard, epoch)| progress.failed(shard, epoch, &node, &reason));
+            return Ok(());
         }
     };
-    for (shard, epoch) in shards {
-        match replies.remove(&shard) {
-            Some(Ok(answer)) => progress.answered(shard, epoch, answer),
-            Some(Err(ShardRefusal::TooManySeries(reason))) => {
-                return Err(ReadError::TooManySeries { reason });
+    match result {
+        Ok(answer) => {
+            progress.answered(shard, epoch, answer);
+            if let Some(combine) = &question.combine
+                && let Some(several) = progress.take_several(shard)
+            {
+                let combine = Arc::clone(combine);
+                let one = tokio::task::spawn_blocking(move || combine(shard, several)).await;
+                progress.put_back(shard, one.map_err(|e| ReadError::Internal(e.to_string()))??);
             }
-            Some(Err(ShardRefusal::Stale(record))) => {
-                let failure = match core.adopt(shard, record.clone()).await {
-                    Ok(_) => "the shard's record keeps changing".to_owned(),
-                    Err(reason) => reason,
-                };
-                let is_alive = |node: &NodeId| core.peers.is_alive(node);
-                if !progress.restart(shard, &record, &core.me, is_alive) {
-                    progress.failed(shard, epoch, &node, &failure);
-                }
-            }
-            Some(Err(refusal)) => progress.failed(shard, epoch, &node, &refusal.to_string()),
-            None => progress.failed(shard, epoch, &node, &silence),
         }
+        Err(ShardRefusal::TooManySeries(reason)) => return Err(ReadError::TooManySeries { reason }),
+        Err(ShardRefusal::Stale(record)) => {
+            let failure = match core.adopt(shard, record.clone()).await {
+                Ok(_) => "the shard's record keeps changing".to_owned(),
+                Err(reason) => reason,
+            };
+            let is_alive = |node: &NodeId| core.peers.is_alive(node);
+            if !progress.restart(shard, &record, &core.me, is_alive) {
+                progress.failed(shard, epoch, &node, &failure);
+            }
+        }
+        Err(refusal) => progress.failed(shard, epoch, &node, &refusal.to_string()),
     }
     Ok(())
 }

@@ -277,7 +277,7 @@ impl<P: Peers> Shared<P> {
             PeerError::Unreachable(_) => AppendErrorKind::Unreachable,
             PeerError::Timeout => AppendErrorKind::Timeout,
             PeerError::Overloaded(_) => AppendErrorKind::Overloaded,
-            PeerError::Failed(_) => AppendErrorKind::Failed,
+            PeerError::Failed(_) | PeerError::OverBudget { .. } => AppendErrorKind::Failed,
         });
         tracing::debug!(%node, %error, batches = items.len(), "a replica did not store what it was sent");
         for item in items {

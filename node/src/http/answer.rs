@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use saturn_model::{Exemplar, Histogram, Labels};
 use saturn_promql::{SampleValue, Value, format_value, histogram_buckets};
 use saturn_query_frontend::QueryError;
+use saturn_replication::ReadError;
 use serde::Serialize;
 
 /// Seconds after which a refused client should try again.
@@ -73,6 +74,18 @@ impl From<QueryError> for ApiError {
             }
             QueryError::Overloaded { .. } | QueryError::Unavailable(_) => Self::unavailable(text),
             QueryError::Internal(_) => Self::internal(text),
+        }
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> Self {
+        let text = error.to_string();
+        match error {
+            ReadError::TooManySeries { .. } | ReadError::TooManySamples(_) => {
+                Self { status: StatusCode::UNPROCESSABLE_ENTITY, error_type: "execution", text }
+            }
+            ReadError::Internal(_) => Self::internal(text),
         }
     }
 }

@@ -41,7 +41,7 @@ pub(crate) async fn query(
     for matchers in selectors {
         let selection = Selection { tenant: tenant.clone(), matchers: matchers.to_vec(), start, end };
         let answer = coordinator.exemplars(&selection).await;
-        let answer = answer.map_err(|e| ApiError::unavailable(e.to_string()))?;
+        let answer = answer.map_err(ApiError::from)?;
         warnings.extend(missing(&answer.completeness, coordinator.shards())?);
         for series in answer.value {
             found.entry(series.labels).or_default().extend(series.exemplars);

@@ -169,7 +169,7 @@ impl<T: Ord> Found<T> {
     }
 
     fn add(&mut self, answer: Result<ReadAnswer<Listed<T>>, ReadError>) -> Result<(), ApiError> {
-        let ReadAnswer { value, completeness } = answer.map_err(|e| ApiError::unavailable(e.to_string()))?;
+        let ReadAnswer { value, completeness } = answer.map_err(ApiError::from)?;
         self.warnings.extend(missing(&completeness, self.shards)?);
         self.items.extend(value.items);
         self.truncated |= value.truncated;

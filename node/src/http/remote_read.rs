@@ -8,13 +8,14 @@ use axum::http::StatusCode;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use prost::Message as _;
-use saturn_model::{Selection, SeriesColumns, TimestampMs};
+use saturn_model::{OverBudget, SampleBudget, Selection, SeriesColumns, TimestampMs};
 use saturn_proto::histogram::PbHistogram;
 use saturn_proto::remote_read::{
     Chunk, ChunkedReadResponse, ChunkedSeries, PbSample, Query, QueryResult, ReadRequest, ReadResponse,
     TimeSeries, frame, histogram_chunks, labels_to_messages, xor_chunks,
 };
 use saturn_proto::snappy;
+use saturn_replication::ReadError;
 
 use super::App;
 use super::answer::ApiError;
@@ -45,8 +46,9 @@ pub(crate) async fn read(
             .ok_or_else(|| ApiError::bad_data(format!("none of the response types {wanted:?} is known")))?,
     };
     let mut results = Vec::with_capacity(request.queries.len());
+    let budget = Arc::new(SampleBudget::new(app.limits.query_samples_max));
     for query in &request.queries {
-        results.push(select(&app, &tenant, query).await?);
+        results.push(select(&app, &tenant, query, &budget).await?);
     }
     Ok(if form == STREAMED_XOR_CHUNKS { streamed(results) } else { sampled(&results) })
 }
@@ -55,6 +57,7 @@ async fn select(
     app: &App,
     tenant: &saturn_model::TenantId,
     query: &Query,
+    budget: &Arc<SampleBudget>,
 ) -> Result<Vec<SeriesColumns>, ApiError> {
     let matchers = query.matchers.iter().map(|m| m.to_matcher()).collect::<Result<_, _>>();
     let selection = Selection {
@@ -63,16 +66,16 @@ async fn select(
         start: TimestampMs(query.start_timestamp_ms),
         end: TimestampMs(query.end_timestamp_ms),
     };
-    let answer = serving(app)?.coordinator.select(&selection, app.limits.query_series_max).await;
-    let answer = answer.map_err(|e| ApiError::unavailable(e.to_string()))?;
+    let answer = serving(app)?.coordinator.select(&selection, app.limits.query_series_max, budget).await;
+    let answer = answer.map_err(|error| match error {
+        ReadError::TooManySamples(OverBudget { samples_max }) => {
+            ApiError::bad_data(format!("exceeded sample limit ({samples_max})"))
+        }
+        other => other.into(),
+    })?;
     // The protocol has no place for warnings: an incomplete answer is an error.
     if let Some(text) = describe_missing(&answer.completeness).into_iter().next() {
         return Err(ApiError::unavailable(text));
-    }
-    let samples: usize = answer.value.iter().map(SeriesColumns::weight).sum();
-    if samples > app.limits.query_samples_max {
-        let max = app.limits.query_samples_max;
-        return Err(ApiError::bad_data(format!("exceeded sample limit ({max})")));
     }
     Ok(answer.value)
 }

@@ -14,7 +14,7 @@ use saturn_model::{
 use saturn_replication::{
     AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Coordinator, Erase, EraseReply,
     EraseRequest, LabelItems, LabelSource, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, Peers,
-    PlacementHandle, SelectRequest, Settings, ShardRefusal, ShardReply, ShardWrite,
+    PlacementHandle, SelectRequest, SelectSink, Settings, ShardRefusal, ShardReply, ShardWrite,
 };
 use saturn_ring::{
     ClusterId, Epoch, Fence, Generation, NodeId, Placement, PlacementMember, ShardRecord, Zone, fence,
@@ -36,6 +36,8 @@ pub(crate) struct Replica {
     pub(crate) appends: u32,
     pub(crate) appended_labels: usize,
     pub(crate) selects: u32,
+    /// Shards of which it sent samples.
+    pub(crate) sent_shards: usize,
     pub(crate) pushes: u32,
 }
 
@@ -87,6 +89,7 @@ impl World {
             appends: 0,
             appended_labels: 0,
             selects: 0,
+            sent_shards: 0,
             pushes: 0,
         };
         let replicas = nodes.iter().map(|name| (id(name), replica())).collect();
@@ -225,11 +228,7 @@ impl Peers for Cluster {
         Ok(replies.collect())
     }
 
-    async fn select(
-        &self,
-        to: &NodeId,
-        request: SelectRequest,
-    ) -> Result<Vec<ShardReply<Vec<SeriesColumns>>>, PeerError> {
+    async fn select(&self, to: &NodeId, request: SelectRequest, sink: SelectSink) -> Result<(), PeerError> {
         self.reach(to).await?;
         self.with(to.as_str(), |replica| replica.selects += 1);
         let columns = |(labels, samples): &(Labels, BTreeMap<i64, f64>)| {
@@ -237,7 +236,15 @@ impl Peers for Cluster {
                 (samples.keys().copied().collect(), samples.values().copied().collect());
             SeriesColumns::floats(labels.clone(), timestamps, values)
         };
-        Ok(self.read(to, &request.shards, |replica, shard| replica.series_of(shard).map(columns).collect()))
+        let replies =
+            self.read(to, &request.shards, |replica, shard| replica.series_of(shard).map(columns).collect());
+        for reply in replies {
+            let series: &[SeriesColumns] = reply.result.as_deref().unwrap_or_default();
+            sink.hold(reply.shard, series.iter().map(SeriesColumns::weight).sum())?;
+            self.with(to.as_str(), |replica| replica.sent_shards += 1);
+            sink.reply(reply).await;
+        }
+        Ok(())
     }
 
     async fn labels(

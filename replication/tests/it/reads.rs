@@ -1,8 +1,9 @@
 //! What reads find, whom they ask, and what they say is missing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use saturn_model::SeriesColumns;
+use saturn_model::{OverBudget, SampleBudget, SeriesColumns};
 use saturn_replication::{Completeness, Listed, ReadAnswer, ReadError};
 use tokio::time::Instant;
 
@@ -11,8 +12,12 @@ use crate::cluster::{SHARDS, World, everything, labels_of, tenant};
 const NODES: [&str; 3] = ["a", "b", "c"];
 const SERIES: u32 = 100;
 
+fn unlimited() -> Arc<SampleBudget> {
+    Arc::new(SampleBudget::new(usize::MAX))
+}
+
 async fn select(world: &World) -> ReadAnswer<Vec<SeriesColumns>> {
-    world.coordinator.select(&everything(), 1000).await.expect("an answer")
+    world.coordinator.select(&everything(), 1000, &unlimited()).await.expect("an answer")
 }
 
 /// Waits until the background of earlier writes is over.
@@ -146,11 +151,33 @@ async fn stale_and_behind_are_mended_on_the_way() {
 async fn too_many_series_are_an_error() {
     let world = World::new(&NODES, 3);
     world.write(SERIES, 1, 1.0).await.expect("acked");
-    let error = world.coordinator.select(&everything(), 99).await.expect_err("over the limit");
+    let error = world.coordinator.select(&everything(), 99, &unlimited()).await.expect_err("over the limit");
     assert_eq!(error.to_string(), "the selection matches 100 series, over the limit of 99");
     world.cluster.with("b", |replica| replica.too_many = true);
-    let error = world.coordinator.select(&everything(), 1000).await.expect_err("over the limit");
+    let error = world.coordinator.select(&everything(), 1000, &unlimited()).await.expect_err("over");
     assert_eq!(error, ReadError::TooManySeries { reason: "over the limit".into() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_over_the_budget_ends_before_everything_was_sent() {
+    let world = World::new(&NODES, 3);
+    world.write(SERIES, 1, 1.0).await.expect("acked");
+    settle().await;
+    let samples = SERIES as usize;
+    // Two copies of each sample come; they count once.
+    let enough = Arc::new(SampleBudget::new(samples));
+    let answer = world.coordinator.select(&everything(), 1000, &enough).await.expect("fits");
+    assert_eq!((answer.value.len(), missing_shards(&answer), enough.held()), (samples, 0, samples));
+    // What another selector of the query holds counts, too.
+    let error = world.coordinator.select(&everything(), 1000, &enough).await.expect_err("is full");
+    assert_eq!(error, ReadError::TooManySamples(OverBudget { samples_max: samples }));
+
+    let before: usize = NODES.map(|node| world.cluster.with(node, |r| r.sent_shards)).iter().sum();
+    let little = Arc::new(SampleBudget::new(samples / 4));
+    world.coordinator.select(&everything(), 1000, &little).await.expect_err("too little");
+    let sent: usize = NODES.map(|node| world.cluster.with(node, |r| r.sent_shards)).iter().sum();
+    assert!(sent - before < usize::from(SHARDS), "{} answers for shards came", sent - before);
+    assert!(little.held() <= samples / 2, "{} samples were held", little.held());
 }
 
 #[tokio::test(start_paused = true)]
