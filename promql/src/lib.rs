@@ -2,12 +2,13 @@
 //!
 //! * [`parse`] makes an [`ast::Expr`] of a text; its `Display` writes it back.
 //! * [`selector_requests`] says which data an evaluation will read, so that a caller can fetch it first.
-//! * [`evaluate`] computes the [`QueryResult`] from a [`Source`], a series at a time.
+//! * [`evaluate`] computes the [`QueryResult`] from a [`Source`], a series at a time; [`evaluate_on`] does so on
+//!   several cores, which an [`Executor`] brings.
 //! * [`fuzz`] holds the bodies of fuzzers.
 //! * [`promqltest`] runs the scripts that Prometheus tests its own language with.
 //! * [`parse_duration`], [`format_duration`] and [`format_value`] are the formats of Prometheus's API.
 //!
-//! The crate is pure: no tokio, no clock, no randomness.
+//! The crate is pure: no tokio, no clock, no randomness, no threads of its own.
 
 #![warn(
     clippy::cast_possible_truncation,
@@ -34,8 +35,9 @@ pub use annotations::{Annotation, Annotations, RenderedAnnotations};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use error::{EvalError, ParseError, ParseErrorKind};
 pub use eval::{
-    EvalParams, NameRemoval, QueryResult, SampleStats, SampleValue, SelectorHints, SelectorRequest, Source,
-    SourceError, StartTimestamps, Value, VectorSample, evaluate, selector_requests,
+    EvalParams, Executor, NameRemoval, QueryResult, SampleStats, SampleValue, SelectorHints, SelectorRequest,
+    Sequential, Source, SourceError, StartTimestamps, Value, VectorSample, evaluate, evaluate_on,
+    selector_requests,
 };
 pub use functions::{Function, FunctionId, Variadic, function_named};
 pub use go_text::format_value;

@@ -1,9 +1,11 @@
 //! The frontend: admission, plan, fetch, evaluation.
 //!
 //! Queries over the concurrency limit wait in line; the line is bounded, and a query that finds it full is
-//! refused at once. Evaluation runs off the async threads and stops when nobody waits for it any more.
+//! refused at once. Evaluation runs off the async threads, on several cores where there are idle ones, and stops when
+//! nobody waits for it any more.
 
 use std::future::Future;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,10 +16,11 @@ use saturn_model::{Limits, SampleBudget, Selection, SeriesColumns, TenantId, Tim
 use saturn_promql::ast::Expr;
 use saturn_promql::{
     EvalError, EvalParams, ParseLimits, QueryResult, RenderedAnnotations, SampleStats, SelectorRequest,
-    Source, SourceError, Value, evaluate, parse_with_limits, selector_requests,
+    Source, SourceError, Value, evaluate_on, parse_with_limits, selector_requests,
 };
 use tokio::sync::Semaphore;
 
+use crate::cores::Cores;
 use crate::metrics::{Metrics, Outcome};
 
 /// Most steps of a range query: Prometheus's number, which its error message names.
@@ -70,11 +73,14 @@ pub struct Settings {
     pub concurrency_max: usize,
     /// How many queries may wait for their turn.
     pub queue_max: usize,
+    /// On how many threads one query is evaluated at most, and about how many evaluate at all while few queries run.
+    pub evaluation_threads_max: NonZero<usize>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { concurrency_max: 20, queue_max: 200 }
+        let cores = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+        Self { concurrency_max: 20, queue_max: 200, evaluation_threads_max: cores }
     }
 }
 
@@ -186,6 +192,7 @@ pub struct Frontend<S> {
     limits: Limits,
     running: Semaphore,
     waiting: AtomicUsize,
+    cores: Arc<Cores>,
     metrics: Metrics,
 }
 
@@ -244,6 +251,7 @@ impl<S: SeriesSource> Frontend<S> {
             limits,
             running: Semaphore::new(settings.concurrency_max),
             waiting: AtomicUsize::new(0),
+            cores: Arc::new(Cores::new(settings.evaluation_threads_max)),
             metrics: Metrics::new(registry),
         }
     }
@@ -281,7 +289,7 @@ impl<S: SeriesSource> Frontend<S> {
             fetching.await.map_err(|_| QueryError::Timeout { stage: "reading the series" })??;
         let fetched = tokio::time::Instant::now();
 
-        let evaluating = tokio::time::timeout_at(deadline, evaluate_off_thread(expr, params, source));
+        let evaluating = tokio::time::timeout_at(deadline, self.evaluate(expr, params, source));
         let QueryResult { value, annotations, samples } =
             evaluating.await.map_err(|_| QueryError::Timeout { stage: "expression evaluation" })??;
         let RenderedAnnotations { warnings, infos } = annotations.render(&request.text, ANNOTATIONS_MAX);
@@ -390,25 +398,28 @@ impl<S: SeriesSource> Frontend<S> {
         missing.dedup();
         Ok((Prefetched(prefetched), missing))
     }
-}
 
-async fn evaluate_off_thread(
-    expr: Expr,
-    params: EvalParams,
-    source: Prefetched,
-) -> Result<QueryResult, QueryError> {
-    let cancelled = Arc::new(AtomicBool::new(false));
-    let _cancel = CancelOnDrop(Arc::clone(&cancelled));
-    let evaluation = tokio::task::spawn_blocking(move || {
-        evaluate(&expr, &params, &source, &|| cancelled.load(Ordering::Relaxed))
-    });
-    let result = evaluation.await.map_err(|e| QueryError::Internal(format!("evaluation failed: {e}")))?;
-    match result {
-        Ok(result) => Ok(result),
-        Err(e @ EvalError::Invalid(_)) => {
-            Err(QueryError::Invalid { parameter: "query", reason: e.to_string() })
+    /// Evaluates off the async threads, until nobody waits for it any more.
+    async fn evaluate(
+        &self,
+        expr: Expr,
+        params: EvalParams,
+        source: Prefetched,
+    ) -> Result<QueryResult, QueryError> {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let _cancel = CancelOnDrop(Arc::clone(&cancelled));
+        let cores = Arc::clone(&self.cores);
+        let evaluation = tokio::task::spawn_blocking(move || {
+            evaluate_on(&*cores, &expr, &params, &source, &|| cancelled.load(Ordering::Relaxed))
+        });
+        let result = evaluation.await.map_err(|e| QueryError::Internal(format!("evaluation failed: {e}")))?;
+        match result {
+            Ok(result) => Ok(result),
+            Err(e @ EvalError::Invalid(_)) => {
+                Err(QueryError::Invalid { parameter: "query", reason: e.to_string() })
+            }
+            Err(EvalError::Cancelled) => Err(QueryError::Timeout { stage: "expression evaluation" }),
+            Err(e) => Err(QueryError::Execution(e.to_string())),
         }
-        Err(EvalError::Cancelled) => Err(QueryError::Timeout { stage: "expression evaluation" }),
-        Err(e) => Err(QueryError::Execution(e.to_string())),
     }
 }

@@ -5,6 +5,7 @@
 //! implements with the replicas' quorum reads. Every answer says whether it is complete
 //! ([`QueryAnswer::missing`]).
 
+mod cores;
 mod frontend;
 mod metrics;
 

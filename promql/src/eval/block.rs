@@ -156,6 +156,15 @@ impl Block {
         self.names.len()
     }
 
+    /// Adds all series of a block of the same steps and budget.
+    pub(crate) fn append(&mut self, mut other: Block) {
+        self.names.append(&mut other.names);
+        self.values.append(&mut other.values);
+        self.present.append(&mut other.present);
+        self.histograms.append(&mut other.histograms);
+        self.charge.samples += std::mem::take(&mut other.charge.samples);
+    }
+
     /// Adds a series of empty cells.
     pub(crate) fn push(&mut self, name: SeriesName) -> Result<RowMut<'_>, EvalError> {
         self.charge.grow(self.steps)?;
@@ -388,8 +397,12 @@ mod tests {
         }
         assert!(matches!(block.push(Labels::empty().into()), Err(EvalError::TooManySamples { limit: 10 })));
         assert_eq!(block.row(1).floats().collect::<Vec<_>>(), [(1, 5.0)]);
-        drop(block);
+        let mut joined = Block::new(4, &budget);
+        joined.append(block);
+        assert_eq!(joined.row(1).floats().collect::<Vec<_>>(), [(1, 5.0)]);
         let mut next = Block::new(10, &budget);
+        assert!(next.push(Labels::empty().into()).is_err());
+        drop(joined);
         assert!(next.push(Labels::empty().into()).is_ok());
     }
 }

@@ -9,6 +9,7 @@ use crate::ast::{Binary, Expr, ExprKind, UnaryOp, ValueType};
 use crate::error::EvalError;
 use crate::eval::block::{Block, Budget};
 use crate::eval::counts::SampleCounts;
+use crate::eval::executor::{Executor, Sequential};
 use crate::eval::extended::extended_samples;
 use crate::eval::grid::Grid;
 use crate::eval::invariance::is_step_invariant;
@@ -28,6 +29,34 @@ pub fn evaluate(
     source: &dyn Source,
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<QueryResult, EvalError> {
+    evaluate_on(&Sequential, expr, params, source, cancelled)
+}
+
+/// [`evaluate`] with independent parts of the expression where `executor` runs them. The result is the same, bit
+/// for bit; only the peak of samples is what it was.
+pub fn evaluate_on(
+    executor: &dyn Executor,
+    expr: &Expr,
+    params: &EvalParams,
+    source: &dyn Source,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<QueryResult, EvalError> {
+    match run(executor, expr, params, source, cancelled) {
+        // Parts that run at the same time hold more at the same time.
+        Err(EvalError::TooManySamples { .. }) if executor.parts(usize::MAX) > 1 => {
+            run(&Sequential, expr, params, source, cancelled)
+        }
+        result => result,
+    }
+}
+
+fn run(
+    executor: &dyn Executor,
+    expr: &Expr,
+    params: &EvalParams,
+    source: &dyn Source,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<QueryResult, EvalError> {
     let annotations = Mutex::default();
     // More steps than samples are refused where the first operand is evaluated.
     let counts = SampleCounts::new(params.grid().count.min(params.samples_max));
@@ -35,6 +64,7 @@ pub fn evaluate(
         params,
         source,
         cancelled,
+        executor,
         budget: Budget::new(params.samples_max),
         annotations: &annotations,
         counts: &counts,
@@ -61,6 +91,7 @@ pub(super) struct Evaluator<'a> {
     pub(super) params: &'a EvalParams,
     pub(super) source: &'a dyn Source,
     pub(super) cancelled: &'a (dyn Fn() -> bool + Sync),
+    executor: &'a dyn Executor,
     pub(super) budget: Budget,
     annotations: &'a Mutex<Annotations>,
     /// Where selectors that are evaluated now count what they read.
@@ -68,6 +99,9 @@ pub(super) struct Evaluator<'a> {
     /// How selectors that are evaluated now treat hints.
     pub(super) resets: ResetHints,
 }
+
+/// What came of one of several parts, and what there is to say besides.
+type Done<T> = (Result<T, EvalError>, Annotations);
 
 /// What a selector does about histograms that do not know whether there was a counter reset before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +221,34 @@ impl Evaluator<'_> {
         Evaluator { counts, budget: self.budget.clone(), ..*self }
     }
 
+    /// Into how many parts work of this size shall be cut (see [`Executor::parts`]).
+    pub(super) fn parts(&self, work: usize) -> usize {
+        self.executor.parts(work).max(1)
+    }
+
+    /// Evaluates independent parts, at the same time if the executor can. Gives the results in order, each with what
+    /// there is to say besides it, which the caller adds in the order in which one evaluation would have said it.
+    pub(super) fn in_parts<T: Send>(
+        &self,
+        parts: usize,
+        part: impl Fn(&Evaluator<'_>, usize) -> Result<T, EvalError> + Sync,
+    ) -> Result<Vec<(T, Annotations)>, EvalError> {
+        let done: Vec<Mutex<Option<Done<T>>>> = (0..parts).map(|_| Mutex::new(None)).collect();
+        self.executor.run(parts, &|at| {
+            let annotations = Mutex::default();
+            let own = Evaluator { annotations: &annotations, budget: self.budget.clone(), ..*self };
+            let result = part(&own, at);
+            let annotations = annotations.into_inner().unwrap_or_else(PoisonError::into_inner);
+            *done[at].lock().unwrap_or_else(PoisonError::into_inner) = Some((result, annotations));
+        });
+        let done = done.into_iter().map(|done| {
+            let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let (result, annotations) = done.expect("the executor runs every part");
+            result.map(|value| (value, annotations))
+        });
+        done.collect()
+    }
+
     /// What there is to say besides the result.
     pub(super) fn annotations(&self) -> MutexGuard<'_, Annotations> {
         self.annotations.lock().unwrap_or_else(PoisonError::into_inner)
@@ -223,17 +285,34 @@ impl Evaluator<'_> {
     /// A chain of operators leans to the left and may be long: it is evaluated in a loop.
     fn binary_chain(&self, binary: &Binary, span: Span, grid: &Grid) -> Result<Evaluated, EvalError> {
         let mut chain = vec![(binary, span)];
-        let mut innermost = &binary.left;
+        let mut innermost: &Expr = &binary.left;
         while let ExprKind::Binary(next) = &innermost.kind {
             chain.push((next, innermost.span));
             innermost = &next.left;
         }
-        let mut left = self.eval_unless_invariant(innermost, grid)?;
-        while let Some((binary, span)) = chain.pop() {
-            let right = self.eval_unless_invariant(&binary.right, grid)?;
-            left = self.binary(binary, span, (left, right), grid)?;
+        let rights = chain.iter().rev().map(|(binary, _)| -> &Expr { &binary.right });
+        let operands: Vec<&Expr> = std::iter::once(innermost).chain(rights).collect();
+        // As many operands at a time as can be evaluated at the same time.
+        let several_read = operands.iter().filter(|operand| reads_data(operand)).nth(1).is_some();
+        let width = if several_read { self.parts(usize::MAX) } else { 1 };
+        let mut left: Option<Evaluated> = None;
+        for some in operands.chunks(width) {
+            let values = match some {
+                [one] => vec![(self.eval_unless_invariant(one, grid)?, Annotations::default())],
+                _ => self.in_parts(some.len(), |own, at| own.eval_unless_invariant(some[at], grid))?,
+            };
+            for (right, annotations) in values {
+                self.annotations().merge(annotations);
+                left = Some(match left {
+                    None => right,
+                    Some(left) => {
+                        let (binary, span) = chain.pop().expect("one operator before each other operand");
+                        self.binary(binary, span, (left, right), grid)?
+                    }
+                });
+            }
         }
-        Ok(left)
+        Ok(left.expect("a chain has operands"))
     }
 
     fn unary(&self, op: UnaryOp, inner: &Expr, grid: &Grid) -> Result<Evaluated, EvalError> {
@@ -284,6 +363,18 @@ impl Evaluator<'_> {
         }
         merge_duplicates(block, duplicates)
     }
+}
+
+/// Whether any selector is in the expression.
+fn reads_data(expr: &Expr) -> bool {
+    let mut open = vec![expr];
+    while let Some(expr) = open.pop() {
+        if matches!(expr.kind, ExprKind::VectorSelector(_) | ExprKind::MatrixSelector(_)) {
+            return true;
+        }
+        open.extend(expr.children());
+    }
+    false
 }
 
 /// An expression built by hand rather than parsed may have operands of the wrong type.
@@ -351,6 +442,43 @@ mod tests {
             let error = run(query, 400, &never).expect_err("too much");
             assert!(matches!(error, EvalError::TooManySamples { limit: 400 }), "{query}: {error}");
         }
+    }
+
+    /// Cuts everything, and counts how often it is asked to run parts.
+    struct Cutting(AtomicUsize);
+
+    impl Executor for Cutting {
+        fn parts(&self, _work: usize) -> usize {
+            4
+        }
+
+        fn run(&self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            (0..parts).for_each(part);
+        }
+    }
+
+    #[test]
+    fn what_fits_one_after_the_other_fits_in_parts() {
+        let cutting = Cutting(AtomicUsize::new(0));
+        let little = EvalParams { samples_max: 10, ..EvalParams::instant(TimestampMs(1_000_000)) };
+        let expr = parse("x[5m]").expect("valid");
+        let error = evaluate_on(&cutting, &expr, &little, &Seconds, &|| false).expect_err("too much");
+        assert!(matches!(error, EvalError::TooManySamples { limit: 10 }), "{error}");
+        // The smallest budget that is enough one after the other is enough in parts: it is tried again in order.
+        let expr = parse("sum_over_time(x[1m]) + sum_over_time(x[2m])").expect("valid");
+        let fits = |max: usize, executor: &dyn Executor| {
+            let params = EvalParams { samples_max: max, ..EvalParams::instant(TimestampMs(1_000_000)) };
+            evaluate_on(executor, &expr, &params, &Seconds, &|| false).is_ok()
+        };
+        let enough = (1..1000).find(|max| fits(*max, &Sequential)).expect("some budget is enough");
+        assert!(fits(enough, &cutting) && !fits(enough - 1, &cutting));
+
+        let expr = parse("x + on() (x * 2) - x").expect("valid");
+        let params = EvalParams::instant(TimestampMs(1_000_000));
+        let cut = evaluate_on(&cutting, &expr, &params, &Seconds, &|| false).expect("evaluates").value;
+        assert!(matches!(&cut, Value::Vector(samples) if samples.len() == 1), "{cut:?}");
+        assert!(cutting.0.into_inner() > 0, "the operands were evaluated in parts");
     }
 
     /// What is looked at by each step, and what of that was read at it.

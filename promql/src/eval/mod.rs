@@ -14,6 +14,7 @@ mod call;
 mod counts;
 mod element;
 mod engine;
+mod executor;
 mod extended;
 mod extrapolate;
 mod grid;
@@ -41,7 +42,8 @@ mod vector_matching;
 mod window;
 
 pub(crate) use calendar::format_rfc3339;
-pub use engine::evaluate;
+pub use engine::{evaluate, evaluate_on};
+pub use executor::{Executor, Sequential};
 pub use params::{
     EvalParams, NameRemoval, QueryResult, SampleStats, SampleValue, SelectorHints, SelectorRequest, Source,
     SourceError, StartTimestamps, Value, VectorSample,

@@ -54,10 +54,11 @@ impl Evaluator<'_> {
             _ => match (float_function(id), sample_function(id)) {
                 (Some(function), _) => {
                     let ranges = self.ranges(&args[0], grid)?;
-                    self.map_floats(&ranges, args[0].span, grid, |_, window| function(window))?
+                    self.map_floats(&ranges, args[0].span, grid, |_, _, window| function(window))?
                 }
                 (None, Some(function)) => {
-                    self.ranges(&args[0], grid)?.map_windows(self, grid, |_, _, window| function(window))?
+                    let ranges = self.ranges(&args[0], grid)?;
+                    ranges.map_windows(self, grid, |_, _, _, window| function(window))?
                 }
                 (None, None) => return Ok(None),
             },
@@ -74,8 +75,8 @@ impl Evaluator<'_> {
 
     fn change_call(&self, change: Change, arg: &Expr, grid: &Grid) -> Result<Block, EvalError> {
         let ranges = self.ranges(arg, grid)?;
-        let block = ranges.map_windows(self, grid, |name, _, window| {
-            let remarks = self.remarks_on(name, arg.span);
+        let block = ranges.map_windows(self, grid, |own, name, _, window| {
+            let remarks = own.remarks_on(name, arg.span);
             match ranges.extension {
                 None => extrapolated_change(window, change, &remarks),
                 Some(extension) => extended_change(window, extension, change, &remarks),
@@ -100,8 +101,8 @@ impl Evaluator<'_> {
         grid: &Grid,
     ) -> Result<Block, EvalError> {
         let ranges = self.ranges(arg, grid)?;
-        ranges.map_windows(self, grid, |name, _, window| {
-            instant_change(window, change, &self.remarks_on(name, arg.span))
+        ranges.map_windows(self, grid, |own, name, _, window| {
+            instant_change(window, change, &own.remarks_on(name, arg.span))
         })
     }
 
@@ -112,7 +113,7 @@ impl Evaluator<'_> {
         happens: fn(WindowSample<'_>, WindowSample<'_>) -> bool,
     ) -> Result<Block, EvalError> {
         let ranges = self.ranges(arg, grid)?;
-        ranges.map_windows(self, grid, |_, _, window| {
+        ranges.map_windows(self, grid, |_, _, _, window| {
             count_pairs(window, ranges.extension, happens).map(SampleValue::Float)
         })
     }
@@ -126,12 +127,12 @@ impl Evaluator<'_> {
         of_histograms: HistogramFold,
     ) -> Result<Block, EvalError> {
         let ranges = self.ranges(arg, grid)?;
-        ranges.map_windows(self, grid, |name, _, window| {
+        ranges.map_windows(self, grid, |own, name, _, window| {
             let histograms = window.histograms.values;
             if histograms.is_empty() {
                 return Some(SampleValue::Float(of_floats(window.values)));
             }
-            let remarks = self.remarks_on(name, arg.span);
+            let remarks = own.remarks_on(name, arg.span);
             if !window.values.is_empty() {
                 remarks.mixed_types();
                 return None;
@@ -157,36 +158,33 @@ impl Evaluator<'_> {
         ranges: &Ranges,
         span: Span,
         grid: &Grid,
-        mut function: impl FnMut(usize, Window<'_>) -> Option<f64>,
+        function: impl Fn(&Evaluator<'_>, usize, Window<'_>) -> Option<f64> + Sync,
     ) -> Result<Block, EvalError> {
-        ranges.map_windows(self, grid, |name, step, window| {
+        ranges.map_windows(self, grid, |own, name, step, window| {
             if window.values.is_empty() {
                 return None;
             }
             if !window.histograms.is_empty() {
-                self.remarks_on(name, span).ignored_histograms();
+                own.remarks_on(name, span).ignored_histograms();
             }
-            function(step, window).map(SampleValue::Float)
+            function(own, step, window).map(SampleValue::Float)
         })
     }
 
     fn quantile_over_time(&self, args: &[Expr], grid: &Grid) -> Result<Block, EvalError> {
         let phis = self.scalar(&args[0], grid)?;
         let ranges = self.ranges(&args[1], grid)?;
-        let mut sorted = Vec::new();
         // Like Prometheus, all remarks point at the quantile.
-        self.map_floats(&ranges, args[0].span, grid, |step, window| {
-            self.warn_of_quantiles(&phis[step..=step], args[0].span);
-            sorted.clear();
-            sorted.extend_from_slice(window.values);
-            Some(quantile(phis[step], &mut sorted))
+        self.map_floats(&ranges, args[0].span, grid, |own, step, window| {
+            own.warn_of_quantiles(&phis[step..=step], args[0].span);
+            Some(quantile(phis[step], &mut window.values.to_vec()))
         })
     }
 
     fn predict_linear(&self, args: &[Expr], grid: &Grid) -> Result<Block, EvalError> {
         let seconds = self.scalar(&args[1], grid)?;
         let ranges = self.ranges(&args[0], grid)?;
-        self.map_floats(&ranges, args[0].span, grid, |step, window| predict_linear(window, seconds[step]))
+        self.map_floats(&ranges, args[0].span, grid, |_, step, window| predict_linear(window, seconds[step]))
     }
 
     fn double_exponential_smoothing(&self, args: &[Expr], grid: &Grid) -> Result<Block, EvalError> {
@@ -195,7 +193,7 @@ impl Evaluator<'_> {
         let ranges = self.ranges(&args[0], grid)?;
         let valid = |factor: f64| !(factor <= 0.0 || factor >= 1.0);
         let mut invalid = None;
-        let block = ranges.map_windows(self, grid, |name, step, window| {
+        let block = ranges.map_windows_in_order(self, grid, |name, step, window| {
             let (smoothing, trend) = (smoothing[step], trend[step]);
             if !valid(smoothing) {
                 invalid =

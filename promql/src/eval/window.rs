@@ -407,32 +407,76 @@ impl Ranges {
         Ok(())
     }
 
-    /// Computes one value per window. Series without any value are left out. Names stay as they are.
+    /// Computes one value per window, on several cores where that is worth it. Series without any value are left out.
+    /// Names stay as they are. What there is to say goes to the evaluator that `compute` is given.
     pub(super) fn map_windows(
         &self,
         evaluator: &Evaluator<'_>,
         grid: &Grid,
-        mut compute: impl FnMut(&SeriesName, usize, Window<'_>) -> Option<SampleValue>,
+        compute: impl Fn(&Evaluator<'_>, &SeriesName, usize, Window<'_>) -> Option<SampleValue> + Sync,
     ) -> Result<Block, EvalError> {
-        let mut block = Block::new(grid.count, &evaluator.budget);
-        let mut column = Column::new(grid.count);
-        let mut counts = StepCounts::new(grid.count);
-        for series in &self.series {
-            evaluator.check_cancelled()?;
-            column.clear();
-            self.slide(series, evaluator, (grid, &mut counts), |step, window| {
-                if let Some(value) = compute(&series.name, step, window) {
-                    column.set(step, value);
-                }
-                Ok(())
-            })?;
-            if !column.as_row().is_empty() {
-                block.push_row(series.name.clone(), column.as_row())?;
-            }
+        let parts = evaluator.parts(self.work(grid)).min(self.series.len());
+        if parts <= 1 {
+            let compute =
+                |name: &SeriesName, step, window: Window<'_>| compute(evaluator, name, step, window);
+            return map_series(self, &self.series, (evaluator, grid), compute);
         }
-        evaluator.counts.add(&counts);
-        Ok(block)
+        let length = self.series.len().div_ceil(parts);
+        let cut: Vec<&[RangeSeries]> = self.series.chunks(length).collect();
+        let blocks = evaluator.in_parts(cut.len(), |own, at| {
+            let compute = |name: &SeriesName, step, window: Window<'_>| compute(own, name, step, window);
+            map_series(self, cut[at], (own, grid), compute)
+        })?;
+        let mut all = Block::new(grid.count, &evaluator.budget);
+        for (block, annotations) in blocks {
+            evaluator.annotations().merge(annotations);
+            all.append(block);
+        }
+        Ok(all)
     }
+
+    /// [`Ranges::map_windows`] series after series, for what keeps something in mind.
+    pub(super) fn map_windows_in_order(
+        &self,
+        evaluator: &Evaluator<'_>,
+        grid: &Grid,
+        compute: impl FnMut(&SeriesName, usize, Window<'_>) -> Option<SampleValue>,
+    ) -> Result<Block, EvalError> {
+        map_series(self, &self.series, (evaluator, grid), compute)
+    }
+
+    /// Samples and steps of all series, roughly.
+    fn work(&self, grid: &Grid) -> usize {
+        let samples: usize = self.series.iter().map(|series| series.samples.columns().weight()).sum();
+        samples.saturating_add(self.series.len().saturating_mul(grid.count))
+    }
+}
+
+/// Computes one value per window of some series.
+fn map_series(
+    ranges: &Ranges,
+    series: &[RangeSeries],
+    (evaluator, grid): (&Evaluator<'_>, &Grid),
+    mut compute: impl FnMut(&SeriesName, usize, Window<'_>) -> Option<SampleValue>,
+) -> Result<Block, EvalError> {
+    let mut block = Block::new(grid.count, &evaluator.budget);
+    let mut column = Column::new(grid.count);
+    let mut counts = StepCounts::new(grid.count);
+    for series in series {
+        evaluator.check_cancelled()?;
+        column.clear();
+        ranges.slide(series, evaluator, (grid, &mut counts), |step, window| {
+            if let Some(value) = compute(&series.name, step, window) {
+                column.set(step, value);
+            }
+            Ok(())
+        })?;
+        if !column.as_row().is_empty() {
+            block.push_row(series.name.clone(), column.as_row())?;
+        }
+    }
+    evaluator.counts.add(&counts);
+    Ok(block)
 }
 
 /// What all histograms before each one cost of the budget; empty if there are none.

@@ -11,8 +11,8 @@ use saturn_model::{
 use saturn_promql::ast::{DurationExpr, DurationExprKind, DurationSetting, Expr, ExprKind, TimeModifiers};
 use saturn_promql::promqltest::{Announced, Store, almost_equal, points, same_histogram};
 use saturn_promql::{
-    EvalParams, NameRemoval, SampleValue, Span, Value, evaluate, parse, parse_duration, parse_selector,
-    selector_requests,
+    EvalParams, Executor, NameRemoval, SampleValue, Span, Value, evaluate, evaluate_on, parse,
+    parse_duration, parse_selector, selector_requests,
 };
 
 // Queries.
@@ -267,6 +267,20 @@ fn params(start: i64, count: i64, step: i64) -> EvalParams {
     EvalParams::range(TimestampMs(start), TimestampMs(start + (count - 1) * step), step)
 }
 
+/// Cuts all work into parts and runs them from the last to the first: as far from one after the other as one thread
+/// can be.
+struct Backwards(usize);
+
+impl Executor for Backwards {
+    fn parts(&self, _work: usize) -> usize {
+        self.0
+    }
+
+    fn run(&self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
+        (0..parts).rev().for_each(part);
+    }
+}
+
 /// The answer as a map, or the text of the error.
 fn answer(expr: &Expr, params: &EvalParams, store: &Store) -> Result<Vec<SeriesColumns>, String> {
     let source = Announced { store, requests: selector_requests(expr, params) };
@@ -418,6 +432,38 @@ proptest! {
         }
         let got = cells(&matrix);
         prop_assert!(same(&got, &columns), "{}\nrange: {:?}\ninstant: {:?}", query, got, columns);
+    }
+
+    #[test]
+    fn parts_make_no_difference(
+        left in vector(),
+        right in vector(),
+        operator in prop_oneof![Just("+"), Just("/ on (a) group_left ()"), Just("or"), Just("and"), Just("> bool")],
+        store in store(),
+        start in 0..40_i64,
+        count in 1..8_i64,
+        step in 1..13_i64,
+        parts in 2..5_usize,
+        delayed in any::<bool>(),
+    ) {
+        let expr = parse(&format!("({left}) {operator} ({right}) or rate(h[2m]) or rate(n_total[3m])"));
+        let expr = expr.expect("the strategy makes valid queries");
+        let mut range = params(start * 10_000, count, step * 10_000);
+        range.name_removal = if delayed { NameRemoval::Delayed } else { NameRemoval::Immediate };
+        let source = Announced { store: &store, requests: selector_requests(&expr, &range) };
+        let whole = evaluate(&expr, &range, &source, &|| false);
+        let cut = evaluate_on(&Backwards(parts), &expr, &range, &source, &|| false);
+        match (whole, cut) {
+            (Ok(whole), Ok(cut)) => {
+                // Debug prints all digits of a float.
+                prop_assert_eq!(format!("{:?}", whole.value), format!("{:?}", cut.value));
+                prop_assert_eq!(whole.annotations, cut.annotations);
+                prop_assert_eq!(whole.samples.queryable_per_step, cut.samples.queryable_per_step);
+                prop_assert_eq!(whole.samples.read_per_step, cut.samples.read_per_step);
+            }
+            (Err(whole), Err(cut)) => prop_assert_eq!(whole.to_string(), cut.to_string()),
+            (whole, cut) => prop_assert!(false, "{:?} and {:?}", whole.is_ok(), cut.is_ok()),
+        }
     }
 
     #[test]
