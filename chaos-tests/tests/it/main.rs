@@ -10,6 +10,7 @@
 //! * `exemplars`: exemplars and metadata, in from a real Prometheus, and out as it has them.
 //! * `compliance`: the public compliance queries, against a real Prometheus.
 //! * `histograms`: native histograms in, through kills, and out by every door, as Prometheus has them.
+//! * `hostile`: queries that are made to cost are refused cheaply, and the node lives.
 //! * `refusals`: a node that should not start does not, and says why.
 //! * `operator`: `saturnctl` against a whole and a damaged cluster.
 //! * `start`: a node that replays its log says so.
@@ -24,6 +25,7 @@ mod demo;
 mod exemplars;
 mod harness;
 mod histograms;
+mod hostile;
 mod operator;
 mod queries;
 mod query_api;
