@@ -12,6 +12,7 @@ use saturn_model::{
     TenantId, TimestampMs, append_label_pair,
 };
 use saturn_proto::remote_write::{TimeSeries, walk_metadata, walk_request};
+use saturn_proto::remote_write2::{RefusedSeries, Written1, write_as_1};
 use saturn_proto::{WireError, snappy};
 use saturn_replication::{Coordinator, LabelSource, ShardWrite, WriteError};
 
@@ -57,18 +58,34 @@ pub(crate) enum PathError {
     Internal(#[from] tokio::task::JoinError),
 }
 
+/// What a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// Remote-write 1.0.
+    One,
+    /// Remote-write 2.0.
+    Two,
+}
+
 /// Decodes, checks, splits by shard, and writes to the quorum of each shard.
 pub(crate) async fn write(
     coordinator: &Coordinator<NodePeers>,
     tenant: TenantId,
-    body: bytes::Bytes,
+    (protocol, body): (Protocol, bytes::Bytes),
     limits: Arc<Limits>,
     now_ms: i64,
 ) -> Result<Written, PathError> {
     let shards = coordinator.shards();
     let decoding = move || {
         let request = snappy::decompress(&body, limits.write_decoded_bytes_max)?;
-        Splitter::new(&tenant, &limits, shards, now_ms).split(request)
+        let splitter = Splitter::new(&tenant, &limits, shards, now_ms);
+        match protocol {
+            Protocol::One => splitter.split(request),
+            Protocol::Two => {
+                let Written1 { request, refused } = write_as_1(&request, limits.write_decoded_bytes_max)?;
+                splitter.without(&refused).split(request)
+            }
+        }
     };
     let split = tokio::task::spawn_blocking(decoding).await??;
     if !split.shards.is_empty() {
@@ -150,6 +167,12 @@ impl<'a> Splitter<'a> {
             written: Written::default(),
             encoded: String::new(),
         }
+    }
+
+    /// Counts series that were refused before.
+    fn without(mut self, refused: &[RefusedSeries]) -> Self {
+        refused.iter().for_each(|series| self.written.rejects.add(series.samples, || series.reason.clone()));
+        self
     }
 
     fn split(mut self, request: Vec<u8>) -> Result<Split, WireError> {
@@ -298,12 +321,7 @@ impl<'a> Splitter<'a> {
     }
 
     fn reject(&mut self, labels: &[(&str, &str)], samples: usize, reason: &str) {
-        let rejects = &mut self.written.rejects;
-        rejects.series += 1;
-        rejects.samples += samples;
-        if rejects.texts.len() < REJECTS_NAMED_MAX {
-            rejects.texts.push(format!("{}: {reason}", name_series(labels)));
-        }
+        self.written.rejects.add(samples, || format!("{}: {reason}", name_series(labels)));
     }
 }
 
@@ -321,6 +339,14 @@ fn name_series(labels: &[(&str, &str)]) -> String {
 }
 
 impl Rejects {
+    fn add(&mut self, samples: usize, text: impl FnOnce() -> String) {
+        self.series += 1;
+        self.samples += samples;
+        if self.texts.len() < REJECTS_NAMED_MAX {
+            self.texts.push(text());
+        }
+    }
+
     /// The body of a 400 answer.
     pub(crate) fn describe(&self) -> String {
         let mut text = format!("{} samples of {} series were not stored:\n", self.samples, self.series);

@@ -1,6 +1,7 @@
 //! Wire formats, and their conversion to the model.
 //!
-//! * [`remote_write`]: Prometheus remote-write 1.0, walked in place without copying labels.
+//! * [`remote_write`]: Prometheus remote-write 1.0, walked in place without copying labels; [`remote_write2`]: 2.0,
+//!   written out as 1.0.
 //! * [`remote_read`]: its counterpart, sampled and streamed.
 //! * [`histogram`]: the message of a native histogram in both; [`notes`]: those of exemplars and metadata.
 //! * [`snappy`]: block decompression that checks the claimed size before allocating.
@@ -15,6 +16,7 @@ mod histogram_chunks;
 pub mod notes;
 pub mod remote_read;
 pub mod remote_write;
+pub mod remote_write2;
 pub mod report;
 pub mod snappy;
 pub mod varint;

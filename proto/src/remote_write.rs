@@ -332,12 +332,7 @@ pub fn put_series_message<'l>(
 ) {
     let mut series = Vec::new();
     let mut message = Vec::new();
-    for (name, value) in labels {
-        message.clear();
-        put_bytes(&mut message, 1, name.as_bytes());
-        put_bytes(&mut message, 2, value.as_bytes());
-        put_bytes(&mut series, 1, &message);
-    }
+    labels.into_iter().for_each(|(name, value)| put_label(&mut series, name, value));
     for sample in samples {
         message.clear();
         put_varint(&mut message, 1 << 3 | WIRE_FIXED64);
@@ -357,7 +352,15 @@ pub fn put_metadata(request: &mut Vec<u8>, metadata: &MetricMetadata) {
     put_bytes(request, 3, &PbMetadata::of(metadata).encode_to_vec());
 }
 
-fn put_bytes(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
+/// Appends a label to the message of a series.
+pub(crate) fn put_label(series: &mut Vec<u8>, name: &str, value: &str) {
+    let mut message = Vec::with_capacity(name.len() + value.len() + 8);
+    put_bytes(&mut message, 1, name.as_bytes());
+    put_bytes(&mut message, 2, value.as_bytes());
+    put_bytes(series, 1, &message);
+}
+
+pub(crate) fn put_bytes(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
     put_varint(out, number << 3 | WIRE_BYTES);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);

@@ -31,7 +31,7 @@ async fn bodies_that_are_no_remote_write_are_refused() -> Result<()> {
     let cluster = Cluster::start(1).await?;
     let endpoint = cluster.endpoint(0, "bodies");
     for content_type in
-        ["text/plain", "application/json", "application/x-protobuf;proto=io.prometheus.write.v2.Request"]
+        ["text/plain", "application/json", "application/x-protobuf;proto=io.prometheus.write.v3.Request"]
     {
         expect_status(content_type, &write_with_header(&endpoint, "Content-Type", content_type).await?, 415)?;
     }

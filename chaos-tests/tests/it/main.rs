@@ -10,6 +10,7 @@
 //! * `exemplars`: exemplars and metadata, in from a real Prometheus, and out as it has them.
 //! * `compliance`: the public compliance queries, against a real Prometheus.
 //! * `histograms`: native histograms in, through kills, and out by every door, as Prometheus has them.
+//! * `remote_write2`: remote-write 2.0, and its counts of what was written.
 //! * `hostile`: queries that are made to cost are refused cheaply, and the node lives.
 //! * `refusals`: a node that should not start does not, and says why.
 //! * `operator`: `saturnctl` against a whole and a damaged cluster.
@@ -30,5 +31,6 @@ mod operator;
 mod queries;
 mod query_api;
 mod refusals;
+mod remote_write2;
 mod road;
 mod start;

@@ -1,4 +1,4 @@
-//! `POST /api/v1/write` and `/api/v1/push`: remote-write 1.0.
+//! `POST /api/v1/write` and `/api/v1/push`: remote-write 1.0 and 2.0.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use saturn_proto::{WireError, snappy};
 use tokio::sync::OwnedSemaphorePermit;
@@ -15,7 +15,16 @@ use super::App;
 use super::tenant::Tenant;
 use crate::clock;
 use crate::metrics::WriteOutcome;
-use crate::write_path::{self, PathError, Written};
+use crate::write_path::{self, PathError, Protocol, Written};
+
+/// What was written of a request of 2.0: samples, histograms, exemplars.
+const WRITTEN_HEADERS: [&str; 3] = [
+    "x-prometheus-remote-write-samples-written",
+    "x-prometheus-remote-write-histograms-written",
+    "x-prometheus-remote-write-exemplars-written",
+];
+/// How much larger a request of 2.0 may become when it is written out as one of 1.0, as a rule.
+const WRITTEN_OUT_FACTOR: usize = 8;
 
 /// A refusal as senders expect it: plain text.
 struct Refused {
@@ -37,8 +46,10 @@ pub(crate) async fn write(
     body: Body,
 ) -> Response {
     let arrived = Instant::now();
+    let protocol = check_content_type(&headers);
+    let is_2 = matches!(protocol, Ok(Protocol::Two));
     let answer = match tenant {
-        Ok(Tenant(tenant)) => handle(&app, tenant, &headers, body).await,
+        Ok(Tenant(tenant)) => handle(&app, tenant, protocol, &headers, body).await,
         Err(e) => {
             let (status, text) = e.into_plain();
             Err(Refused { status, text })
@@ -51,6 +62,20 @@ pub(crate) async fn write(
         Err(_) => WriteOutcome::Invalid,
     };
     app.metrics.count_write(outcome, arrived.elapsed());
+    let counts = match &answer {
+        Ok(written) => [written.samples - written.histograms, written.histograms, written.exemplars],
+        Err(_) => [0; 3],
+    };
+    let mut response = respond(&app, answer);
+    if is_2 {
+        for (name, count) in WRITTEN_HEADERS.into_iter().zip(counts) {
+            response.headers_mut().insert(name, HeaderValue::from(count as u64));
+        }
+    }
+    response
+}
+
+fn respond(app: &App, answer: Result<Written, Refused>) -> Response {
     match answer {
         Ok(written) => {
             app.metrics.count_samples(&written);
@@ -70,10 +95,11 @@ pub(crate) async fn write(
 async fn handle(
     app: &App,
     tenant: saturn_model::TenantId,
+    protocol: Result<Protocol, Refused>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Written, Refused> {
-    check_content_type(headers)?;
+    let protocol = protocol?;
     check_content_encoding(headers)?;
     let Some(serving) = app.serving.get() else {
         return Err(Refused::new(
@@ -96,14 +122,23 @@ async fn handle(
     let body = axum::body::to_bytes(body, bytes_max).await.map_err(|_| too_large())?;
     let claimed = snappy::claimed_len(&body, app.limits.write_decoded_bytes_max).map_err(refuse_wire)?;
     let _decoded_budget = reserve(app, claimed)?;
+    let _written_out_budget = match protocol {
+        Protocol::One => None,
+        // With each text in its places, a request is some times as large.
+        Protocol::Two => {
+            let bytes = claimed.saturating_mul(WRITTEN_OUT_FACTOR).min(app.limits.write_decoded_bytes_max);
+            Some(reserve(app, bytes)?)
+        }
+    };
 
     let limits = Arc::clone(&app.limits);
-    write_path::write(&serving.coordinator, tenant, body, limits, clock::unix_ms()).await.map_err(|e| match e
-    {
-        PathError::Wire(e) => refuse_wire(e),
-        PathError::Write(e) => Refused::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
-        PathError::Internal(e) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
-    })
+    write_path::write(&serving.coordinator, tenant, (protocol, body), limits, clock::unix_ms()).await.map_err(
+        |e| match e {
+            PathError::Wire(e) => refuse_wire(e),
+            PathError::Write(e) => Refused::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
+            PathError::Internal(e) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+        },
+    )
 }
 
 /// Takes `bytes` off the budget of write requests in memory, or refuses.
@@ -126,20 +161,24 @@ fn refuse_wire(error: WireError) -> Refused {
     Refused::new(status, error.to_string())
 }
 
-/// Remote-write 1.0: `application/x-protobuf`, with or without the name of its message.
-fn check_content_type(headers: &HeaderMap) -> Result<(), Refused> {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+/// `application/x-protobuf`, with or without the name of its message; without, it is that of 1.0.
+fn check_content_type(headers: &HeaderMap) -> Result<Protocol, Refused> {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Protocol::One) };
     let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
     let mut parts = text.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or_default();
-    let known_message = |parameter: &str| parameter == "proto=prometheus.writerequest";
-    if media_type == "application/x-protobuf" && parts.all(known_message) {
-        return Ok(());
-    }
-    let text = format!(
-        "content type {value:?} is not supported: want application/x-protobuf (prometheus.WriteRequest)"
-    );
-    Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
+    let protocol = match (media_type, parts.next(), parts.next()) {
+        ("application/x-protobuf", None | Some("proto=prometheus.writerequest"), None) => Some(Protocol::One),
+        ("application/x-protobuf", Some("proto=io.prometheus.write.v2.request"), None) => Some(Protocol::Two),
+        _ => None,
+    };
+    protocol.ok_or_else(|| {
+        let text = format!(
+            "content type {value:?} is not supported: want application/x-protobuf \
+             (prometheus.WriteRequest or io.prometheus.write.v2.Request)"
+        );
+        Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text)
+    })
 }
 
 fn check_content_encoding(headers: &HeaderMap) -> Result<(), Refused> {
