@@ -22,7 +22,7 @@ use crate::subject::TENANT;
 use crate::usage::{disk_bytes, process_cpu_seconds, written_bytes};
 
 /// Shards of the engine, as many as a node has by default.
-const SHARDS: u16 = 64;
+pub(crate) const SHARDS: u16 = 64;
 
 /// Requests under way at a time.
 const IN_FLIGHT_MAX: usize = 8;
@@ -56,7 +56,7 @@ pub struct EngineFigures {
 }
 
 /// One request, cut into batches.
-struct Batches {
+pub(crate) struct Batches {
     batches: Vec<ShardBatch>,
     /// Per batch and series.
     labels: Vec<Vec<String>>,
@@ -155,7 +155,7 @@ fn flush_and_merge(engine: &Engine, now_ms: i64, figures: &mut EngineFigures) ->
 }
 
 /// As a gateway does it: walks the request, hashes labels, cuts by shard.
-fn cut(body: &[u8], tenant: &TenantId) -> Result<Batches> {
+pub(crate) fn cut(body: &[u8], tenant: &TenantId) -> Result<Batches> {
     let request = snappy::decompress(body, REQUEST_BYTES_MAX)?;
     let mut of_shard = vec![None; usize::from(SHARDS)];
     let mut cut = Batches { batches: Vec::new(), labels: Vec::new(), samples: 0, end_ms: i64::MIN };
@@ -186,7 +186,7 @@ fn cut(body: &[u8], tenant: &TenantId) -> Result<Batches> {
 }
 
 /// Appends, and once more with labels what the engine does not know.
-async fn append(engine: Engine, cut: Batches) -> Result<()> {
+pub(crate) async fn append(engine: Engine, cut: Batches) -> Result<()> {
     let batches: Vec<Arc<ShardBatch>> = cut.batches.into_iter().map(Arc::new).collect();
     let outcomes = engine.append(batches.clone()).await?;
     let mut again = Vec::new();

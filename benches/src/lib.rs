@@ -9,6 +9,7 @@
 //!
 //! The benchmarks are binaries in `src/bin/`.
 
+mod backfill;
 mod engine;
 mod figures;
 mod load;
@@ -19,6 +20,7 @@ mod sending;
 mod subject;
 mod usage;
 
+pub use backfill::{Backfill, BackfillFigures, measure_backfill};
 pub use engine::{EngineFigures, measure_engine};
 pub use figures::{Figures, machine, table};
 pub use load::{Load, LoadOptions, SCRAPE_INTERVAL_MS};

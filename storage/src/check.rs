@@ -4,7 +4,7 @@
 //! read-only handle of their own, whose cache is empty, so what is read comes from the files. Every block is read,
 //! every page parsed, every chunk decoded, and what the rows say is compared with what is there:
 //!
-//! * every row of `meta` and `index` parses;
+//! * every row of `meta` and `index` parses, and those of `notes` can be read;
 //! * a live segment has its table, its series have their label records and are named by the rows of their day;
 //! * it holds as many samples, from the first time to the last, as its row says.
 //!
@@ -121,6 +121,7 @@ pub(crate) fn check(
     let mut check =
         Check { rocks, watch, report, files: HashMap::new(), seen: Seen::default(), found: Vec::new() };
     check.index()?;
+    check.notes()?;
     let meta = match rocks.load_meta() {
         Ok(meta) => meta,
         Err(error) => {
@@ -205,6 +206,19 @@ impl<W: Watch> Check<'_, W> {
         seen.complete = read.is_ok();
         self.seen = seen;
         read.or_else(|error| self.family("index", error))
+    }
+
+    /// Exemplars and metadata: that each row can be read.
+    fn notes(&mut self) -> Result<(), StorageError> {
+        let (mut rows, mut bytes) = (0, 0);
+        let read = self.rocks.each_note(|_, value| {
+            rows += 1;
+            bytes += value.len() as u64;
+            Some(())
+        });
+        self.report.rows += rows;
+        self.count(bytes)?;
+        read.or_else(|error| self.family("notes", error))
     }
 
     fn shard(&mut self, shard: ShardId, segments: &[&Segment]) -> Result<(), StorageError> {

@@ -27,6 +27,7 @@ use crate::disk::Disk;
 use crate::durability::Durability;
 use crate::error::StorageError;
 use crate::flush::{self, FlushSignal};
+use crate::import::{self, Importer};
 use crate::index::Dictionary;
 use crate::keys::{Segment, Window};
 use crate::labels::{self, Listed};
@@ -40,6 +41,7 @@ use crate::read::{self, SeriesStream};
 use crate::rocks::{Meta, Rocks};
 use crate::scrub;
 use crate::shard::{Appended, Shard};
+use crate::snapshot::{self, ShardSnapshot};
 use crate::start::Opening;
 use crate::tombstones;
 use crate::wal::{self, Ack, Wal};
@@ -133,7 +135,7 @@ impl Engine {
         let store = &self.inner.store;
         store.wal().check()?;
         store.check_load()?;
-        store.disk.check(&store.metrics)?;
+        store.check_disk()?;
         let mut bytes = 0;
         for batch in &batches {
             check(batch)?;
@@ -310,6 +312,22 @@ impl Engine {
         digest::digest(&self.inner.store, shard, window)
     }
 
+    /// The shard as it is now, to be given out: see [`ShardSnapshot`]. Samples in memory are copied, under the shard's
+    /// lock; table files stay until it is dropped. Blocks for as long as a flush or merge runs. A shard that is not
+    /// known is empty.
+    pub fn snapshot(&self, shard: ShardId) -> ShardSnapshot<'_> {
+        snapshot::snapshot(&self.inner.store, shard)
+    }
+
+    /// Takes what another replica gave out, or old samples in bulk, into segments of their own: memory and log are
+    /// not touched. See [`Importer::ingest`]. Blocks.
+    ///
+    /// # Errors
+    /// `Corrupt` if the rows of the shard's series cannot be read.
+    pub fn importer(&self, shard: ShardId) -> Result<Importer<'_>, StorageError> {
+        import::importer(&self.inner.store, shard)
+    }
+
     /// The engine's figures now.
     pub fn stats(&self) -> EngineStats {
         let store = &self.inner.store;
@@ -362,6 +380,7 @@ impl Inner {
         for thread in threads.drain(..) {
             thread.join().expect("the threads catch their panics");
         }
+        self.store.rocks.sync_note();
         self.store.wal().close()
     }
 }
@@ -451,6 +470,10 @@ impl Store {
         let bytes = self.head_bytes();
         let max = 2 * self.options.flush_head_bytes_max as u64;
         if bytes >= max { Err(StorageError::Overloaded { bytes, max }) } else { Ok(()) }
+    }
+
+    pub(crate) fn check_disk(&self) -> Result<(), StorageError> {
+        self.disk.check(&self.metrics)
     }
 
     fn count_append(&self, appended: &Appended) {

@@ -11,7 +11,7 @@ const PAGE: usize = 64;
 const NO_SLOT: u32 = u32::MAX;
 
 /// Samples in memory, by ordinal.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct HeadSamples {
     /// By slot.
     slots: Vec<Slot>,
@@ -24,7 +24,7 @@ pub(crate) struct HeadSamples {
     heap_bytes: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Slot {
     ordinal: u32,
     run: Run,

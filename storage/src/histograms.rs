@@ -146,6 +146,11 @@ impl HistogramHead {
         !self.current.runs.contains_key(&ordinal)
     }
 
+    /// What waits for a flush.
+    pub(crate) fn copy(&self) -> HistogramRuns {
+        self.current.clone()
+    }
+
     /// Sets everything aside for a flush.
     pub(crate) fn begin_flush(&mut self) -> Arc<HistogramRuns> {
         let taken = Arc::new(std::mem::take(&mut self.current));

@@ -32,6 +32,7 @@
 //! | `v` | u32: version of the format, 4; version 3 had no byte for the span |
 //! | `n` | u64: number of the next flush, merge or tombstone; numbers are never used twice |
 //! | `w` | u64: number of the first WAL segment that replay needs |
+//! | `q` | u64: number of the last synced write (`rocks/durable.rs`) |
 //! | `g`, window (4), segment (8), shard (2) | u64 samples, i64 first time, i64 last time, serialised roaring bitmap of the ordinals, [`Span`] (1, a missing one is 0) |
 //! | `t`, shard (2), number (8) | i64 first time, i64 last time, serialised roaring bitmap of the ordinals: a [`Tombstone`] |
 //! | `o`, shard (2) | u32: ordinals below it are never given again |
@@ -54,6 +55,7 @@ pub(crate) const DATA_KEY_BYTES: usize = 36;
 pub(crate) const META_VERSION: &[u8] = b"v";
 pub(crate) const META_NEXT_SEGMENT: &[u8] = b"n";
 pub(crate) const META_REPLAY_FROM: &[u8] = b"w";
+pub(crate) const META_WRITES: &[u8] = b"q";
 pub(crate) const META_SEGMENT: u8 = b'g';
 pub(crate) const META_TOMBSTONE: u8 = b't';
 pub(crate) const META_ORDINALS: u8 = b'o';

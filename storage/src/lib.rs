@@ -10,7 +10,7 @@
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `codec/`: columns as bytes.
 //! * `merge.rs`: fewer segments; `retention.rs`: none that are too old; `maintenance.rs`: when both happen;
 //!   `tombstones.rs`: deleting series.
-//! * `digest.rs`: what replicas compare. `check.rs`: everything on disk, read through its checksums; `scrub.rs`: of
+//! * `digest.rs`: what replicas compare; `snapshot.rs`, `import.rs`: what they give each other. `check.rs`: everything on disk, read through its checksums; `scrub.rs`: of
 //!   a running engine; `offline.rs`: of a directory that nobody has open.
 //! * `segment.rs`, `page.rs`: a window's samples as rows of RocksDB, the same whoever writes them.
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
@@ -37,6 +37,8 @@ mod codec;
 #[cfg(test)]
 #[path = "../tests/it/copy.rs"]
 mod copy;
+#[cfg(test)]
+mod damage_tests;
 mod day_rows;
 mod digest;
 mod disk;
@@ -46,6 +48,7 @@ mod error;
 mod flush;
 mod head;
 mod histograms;
+mod import;
 mod index;
 mod keys;
 mod labels;
@@ -66,6 +69,7 @@ mod run;
 mod scrub;
 mod segment;
 mod shard;
+mod snapshot;
 mod start;
 mod steps;
 mod tombstones;
@@ -79,11 +83,15 @@ pub use check::{CheckReport, Damage};
 pub use durability::{Durability, DurabilityOptions};
 pub use engine::{AppendOutcome, Engine};
 pub use error::StorageError;
+pub use import::{Imported, Importer};
 pub use labels::Listed;
 pub use offline::{LogRecord, Offline, OfflineStats, SegmentInfo, SeriesInfo};
 pub use options::{EngineOptions, EngineStats, ReadLimits};
 pub use read::SeriesStream;
 pub use retention::Retention;
 pub use rocks::ChunkInfo;
+pub use snapshot::{
+    Export, ExportChunk, ExportCursor, ExportScope, ExportedSeries, LogPosition, ShardSnapshot,
+};
 pub use start::{OpenProgress, Opening};
 pub use steps::{STEPS, StepHook};

@@ -25,6 +25,8 @@ pub(crate) struct Metrics {
     pub(crate) flushed_samples: Counter,
     pub(crate) flushed_bytes: Counter,
     pub(crate) flush_failures: Counter,
+    pub(crate) imported_samples: Counter,
+    pub(crate) imported_bytes: Counter,
     pub(crate) merge_duration: Histogram,
     pub(crate) merged_samples: Counter,
     pub(crate) merged_bytes: Counter,
@@ -60,6 +62,8 @@ impl Metrics {
             flushed_samples: Counter::default(),
             flushed_bytes: Counter::default(),
             flush_failures: Counter::default(),
+            imported_samples: Counter::default(),
+            imported_bytes: Counter::default(),
             merge_duration: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
             merged_samples: Counter::default(),
             merged_bytes: Counter::default(),
@@ -100,6 +104,8 @@ impl Metrics {
         counter("flushed_samples", "Samples moved from the head to RocksDB", &self.flushed_samples);
         counter("flushed_bytes", "Bytes of table files written by flushes", &self.flushed_bytes);
         counter("flush_failures", "Flushes that failed and will be tried again", &self.flush_failures);
+        counter("imported_samples", "Samples taken from other replicas or in bulk", &self.imported_samples);
+        counter("imported_bytes", "Bytes of table files written for them", &self.imported_bytes);
         counter("merged_samples", "Samples written by merges", &self.merged_samples);
         counter("merged_bytes", "Bytes of table files written by merges", &self.merged_bytes);
         counter(

@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    IngestExternalFileOptions, IteratorMode, Options, ReadOptions, SstFileWriter, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType,
+    DBRecoveryMode, IngestExternalFileOptions, IteratorMode, Options, ReadOptions, SstFileWriter, WriteBatch,
+    WriteOptions,
 };
 
 use roaring::RoaringBitmap;
@@ -18,17 +19,20 @@ use saturn_model::ShardId;
 use crate::error::StorageError;
 use crate::keys::{
     FORMAT_VERSION, FORMAT_VERSION_MIN, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_RESIDENT,
-    META_SEGMENT, META_TOMBSTONE, META_VERSION, Segment, SegmentKey, SeriesRow, Tombstone, Window,
+    META_SEGMENT, META_TOMBSTONE, META_VERSION, META_WRITES, Segment, SegmentKey, SeriesRow, Tombstone,
+    Window,
 };
 use crate::merge::Change;
 use crate::notes::{NoteRow, RowKey};
 use crate::options::EngineOptions;
 
+mod durable;
 mod index_rows;
 mod read_only;
 mod segment_reader;
 
-pub(crate) use index_rows::IndexWrite;
+use durable::Writes;
+pub(crate) use index_rows::{IndexWrite, RowsThen};
 pub(crate) use read_only::TableBytes;
 pub use segment_reader::ChunkInfo;
 pub(crate) use segment_reader::{Blocks, SegmentReader};
@@ -41,6 +45,7 @@ const NOTES: &str = "notes";
 /// The database of one data directory.
 pub(crate) struct Rocks {
     db: DB,
+    writes: Writes,
     /// For new table files; the same as those of the column family.
     data_options: Options,
     path: PathBuf,
@@ -54,6 +59,8 @@ pub(crate) struct Meta {
     pub(crate) next_segment: u64,
     /// `None` in a directory that was never opened to the end.
     pub(crate) replay_from: Option<u64>,
+    /// Number of the last synced write.
+    writes: u64,
     pub(crate) segments: Vec<Segment>,
     pub(crate) tombstones: Vec<Tombstone>,
     /// Per shard: ordinals below it are never given again.
@@ -98,10 +105,12 @@ pub(crate) struct Table<'a> {
 impl Rocks {
     /// Opens or creates the database in `path`.
     pub(crate) fn open(path: &Path, options: &EngineOptions) -> Result<Self, StorageError> {
+        durable::refuse_a_new_database(path)?;
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
         let db = DB::open_cf_descriptors(&database_options(options.open_files_max), path, families(&cache))
             .map_err(|e| opening_error(path, options, e))?;
-        Ok(Self { db, data_options: data_options(&cache), path: path.into() })
+        let writes = Writes::open(path)?;
+        Ok(Self { db, writes, data_options: data_options(&cache), path: path.into() })
     }
 
     fn family(&self, name: &str) -> &ColumnFamily {
@@ -130,6 +139,7 @@ impl Rocks {
             match key {
                 META_VERSION => version = Some(u32::from_le_bytes(value.try_into().ok()?)),
                 META_NEXT_SEGMENT => meta.next_segment = u64::from_le_bytes(value.try_into().ok()?),
+                META_WRITES => meta.writes = u64::from_le_bytes(value.try_into().ok()?),
                 META_REPLAY_FROM => meta.replay_from = Some(u64::from_le_bytes(value.try_into().ok()?)),
                 [META_SEGMENT, ..] => meta.segments.push(Segment::from_row(key, value)?),
                 [META_TOMBSTONE, ..] => meta.tombstones.push(Tombstone::from_row(key, value)?),
@@ -153,7 +163,9 @@ impl Rocks {
             Some(version) => meta.is_outdated = version < FORMAT_VERSION,
             None => {}
         }
-        loaded.map(|()| meta)
+        loaded?;
+        self.writes.check(meta.writes).map_err(|reason| self.inconsistent(reason))?;
+        Ok(meta)
     }
 
     fn for_each_row(
@@ -240,6 +252,36 @@ impl Rocks {
         self.for_each_row(NOTES, |key, value| each(&RowKey::read(key)?, value))
     }
 
+    /// Takes a shard's ordinals and a segment number for good.
+    pub(crate) fn reserve_ordinals(
+        &self,
+        shard: ShardId,
+        ordinals: u32,
+        next_segment: u64,
+    ) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(META), META_NEXT_SEGMENT, next_segment.to_le_bytes());
+        batch.put_cf(self.family(META), shard_key(META_ORDINALS, shard), ordinals.to_le_bytes());
+        self.write_durably(batch)
+    }
+
+    /// Makes ingested segments live that came by the door for replicas, with the rows of their series and days, in
+    /// one step.
+    pub(crate) fn commit_import<'a>(
+        &self,
+        segments: impl Iterator<Item = &'a Segment>,
+        index: Vec<IndexWrite>,
+    ) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        for row in index {
+            self.add_index_write(&mut batch, row);
+        }
+        for (key, value) in segments.map(Segment::to_row) {
+            batch.put_cf(self.family(META), key, value);
+        }
+        self.write_durably(batch)
+    }
+
     /// Takes numbers below `next_segment` for good.
     pub(crate) fn reserve_number(&self, next_segment: u64) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
@@ -287,10 +329,18 @@ impl Rocks {
         self.write_durably(batch)
     }
 
-    fn write_durably(&self, batch: WriteBatch) -> Result<(), StorageError> {
+    fn write_durably(&self, mut batch: WriteBatch) -> Result<(), StorageError> {
         let mut options = WriteOptions::default();
         options.set_sync(true);
-        self.db.write_opt(batch, &options).map_err(|e| self.error("write rows to", e))
+        self.writes.number(|number| {
+            batch.put_cf(self.family(META), META_WRITES, number.to_le_bytes());
+            self.db.write_opt(batch, &options).map_err(|e| self.error("write rows to", e))
+        })
+    }
+
+    /// Makes the note of how many writes were synced durable.
+    pub(crate) fn sync_note(&self) {
+        self.writes.sync();
     }
 
     /// Starts a table file at `path`.
@@ -304,6 +354,8 @@ impl Rocks {
     pub(crate) fn ingest(&self, paths: Vec<PathBuf>) -> Result<(), StorageError> {
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(true);
+        // Else RocksDB would look into the neighbours, of which one may be damaged.
+        options.set_ingest_behind(true);
         self.db
             .ingest_external_file_cf_opts(self.family(DATA), &options, paths)
             .map_err(|e| self.error("ingest table files into", e))
@@ -462,7 +514,9 @@ fn data_options(cache: &Cache) -> Options {
     // Nothing shrinks the number of files here, so it must not stall the other families.
     data.set_level_zero_slowdown_writes_trigger(i32::MAX);
     data.set_level_zero_stop_writes_trigger(i32::MAX);
-    data
+    // Files go straight to the last level, where they fit by their keys; only this style has that.
+    data.set_compaction_style(DBCompactionStyle::Universal);
+    data.get_options_from_string("cf_allow_ingest_behind=true").expect("RocksDB knows its own option")
 }
 
 fn read_options() -> ReadOptions {
@@ -476,6 +530,9 @@ fn opening_error(path: &Path, options: &EngineOptions, error: rocksdb::Error) ->
     // RocksDB has no kind of its own for this: "While lock file: ...: Resource temporarily unavailable".
     if error.kind() == rocksdb::ErrorKind::IOError && text.contains("lock ") {
         return StorageError::InUse { dir: options.dir.clone(), source: error.into() };
+    }
+    if text.contains("No such file") {
+        return StorageError::Corrupt { path: path.into(), offset: 0, reason: text };
     }
     read_error(path, "open", error)
 }

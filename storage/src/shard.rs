@@ -25,6 +25,7 @@ use crate::index::{Dictionary, Index};
 use crate::keys::{Segment, SegmentKey, SeriesRow, Tombstone};
 use crate::notes::{Dropped, NoteLimits, NoteRow, Notes};
 use crate::run::Run;
+use crate::snapshot::HeadCopy;
 use crate::tombstones::visible_ordinals;
 use crate::wal::{AppendRecord, Plan, Wal};
 
@@ -423,6 +424,47 @@ impl Shard {
         let lighter = weight - to_i64(head.histograms.weight());
         let smaller = to_i64(bytes) - to_i64(head.samples.bytes());
         (repeated + lighter, smaller + lighter * WEIGHT_BYTES)
+    }
+
+    /// What is in memory, and what is live on disk, at one moment. No flush is under way.
+    #[expect(clippy::type_complexity, reason = "a copy and two lists")]
+    pub(crate) fn copy(&self) -> (HeadCopy, Arc<Vec<Arc<Segment>>>, Arc<Vec<Arc<Tombstone>>>) {
+        let head = self.head.lock();
+        let (samples, histograms) = (head.samples.clone(), head.histograms.copy());
+        let mut ordinals: RoaringBitmap = samples.iter().map(|(ordinal, _)| ordinal).collect();
+        ordinals.extend(histograms.times().map(|(ordinal, _)| ordinal));
+        let mut series = HashMap::new();
+        self.index.read().each(&ordinals, |known| {
+            series.insert(known.ordinal(), (known.tenant().clone(), known.key(), known.labels()));
+        });
+        let copy = HeadCopy { samples, histograms, series };
+        (copy, Arc::clone(&head.segments), Arc::clone(&head.tombstones))
+    }
+
+    /// The ordinal of a series in memory.
+    pub(crate) fn ordinal_of(&self, fingerprint: Fingerprint) -> Option<u32> {
+        self.head.lock().ordinals.get(&fingerprint).map(|known| known.ordinal)
+    }
+
+    /// The ordinal that the next series gets.
+    pub(crate) fn next_ordinal(&self) -> u32 {
+        self.head.lock().next_ordinal
+    }
+
+    /// Takes `count` ordinals for series that are not in memory, if all are below `end`. The first of them.
+    pub(crate) fn take_ordinals(&self, count: u32, end: u32) -> Option<u32> {
+        let mut head = self.head.lock();
+        let first = head.next_ordinal;
+        head.next_ordinal = first.checked_add(count).filter(|next| *next <= end)?;
+        Some(first)
+    }
+
+    /// Makes segments that were not flushed from here visible to reads.
+    pub(crate) fn add_segments(&self, segments: Vec<Arc<Segment>>) {
+        let mut head = self.head.lock();
+        let live = Arc::make_mut(&mut head.segments);
+        live.extend(segments);
+        live.sort_unstable_by_key(|segment| segment.key);
     }
 
     /// What is live on disk.

@@ -34,6 +34,10 @@ pub const STEPS: &[&str] = &[
     "retention: committed",
     "retention: tombstones written",
     "delete: tombstones written",
+    "import: number reserved",
+    "import: pages written",
+    "import: ingested",
+    "import: committed",
 ];
 
 type Hook = dyn Fn(&'static str) -> io::Result<()> + Send + Sync;

@@ -2,7 +2,7 @@
 //! the same run.
 //!
 //! Run it by `make bench-storage`. `record` keeps real data in a file; `disk` weighs data sets; `million` has
-//! a million series; `engine` runs the storage engine in this process. It prints the tables for
+//! a million series; `engine` runs the storage engine in this process, `backfill` with samples that are old. It prints the tables for
 //! `docs/benchmarks.md`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use saturn_benches::{
-    Load, LoadOptions, PeerKind, Subject, check_count, machine, measure_engine, record, send_all,
+    Load, LoadOptions, PeerKind, Subject, check_count, machine, measure_backfill, measure_engine, record,
+    send_all,
 };
 use saturn_chaos_tests::{Endpoint, now_ms};
 
@@ -51,6 +52,15 @@ enum Command {
         #[arg(long, default_value_t = 2000)]
         series: usize,
     },
+    /// Old samples beside live ones: CPU per sample and memory.
+    Backfill {
+        /// Series to generate.
+        #[arg(long, default_value_t = 300)]
+        series: usize,
+        /// Days of old samples.
+        #[arg(long, default_value_t = 10)]
+        days: usize,
+    },
     /// The engine alone: CPU and bytes per sample.
     Engine {
         /// A recording; without it, a day of generated series.
@@ -79,6 +89,7 @@ async fn main() -> Result<()> {
         }
         Command::Disk { recording, series } => disk(load(recording.as_deref(), series)?).await,
         Command::Engine { recording, series } => engine(&load(recording.as_deref(), series)?).await,
+        Command::Backfill { series, days } => backfill(series, days).await,
         Command::Million { series, rounds } => million(series, rounds).await,
     }
 }
@@ -158,6 +169,27 @@ async fn engine(load: &Load) -> Result<()> {
     println!("| written to disk for all of it | {:.2} bytes |", figures.written_bytes as f64 / samples);
     println!("| data directory, flushed | {:.3} bytes |", figures.flushed_bytes as f64 / samples);
     println!("| data directory, merged | {:.3} bytes |", figures.merged_bytes as f64 / samples);
+    Ok(())
+}
+
+async fn backfill(series: usize, days: usize) -> Result<()> {
+    let now = now_ms();
+    let load =
+        |rounds, end_ms| Load::encode(&LoadOptions { series, rounds, series_per_request: series, end_ms });
+    let (live, old) = (load(ROUNDS_OF_A_DAY / 24, now), load(ROUNDS_OF_A_DAY * days, now - 60 * 86_400_000));
+    let folder = tempfile::tempdir()?;
+    let figures = measure_backfill(&live, &old, folder.path()).await?;
+    println!("\n{series} series, {days} days that ended 60 days ago, {} samples\n", old.samples);
+    println!("| | ns CPU per sample | bytes in memory at most |\n|---|---|---|");
+    let ways = [
+        ("appended, nothing else in memory", figures.alone),
+        ("appended, an hour of newer samples of the same series in memory", figures.beside_live),
+        ("by the door for replicas", figures.by_door),
+    ];
+    for (name, way) in ways {
+        let ns = way.cpu_seconds * 1e9 / way.samples as f64;
+        println!("| {name} | {ns:.0} | {} |", way.head_bytes_max);
+    }
     Ok(())
 }
 

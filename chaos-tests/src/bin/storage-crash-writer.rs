@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use prometheus_client::registry::Registry;
 use saturn_chaos_tests::crash::{BATCH, CrashSample, Said, WRITERS, clock, crash_options, deletion};
 use saturn_model::{Sample, ShardBatch, ShardId, TimestampMs};
-use saturn_storage::{Engine, StepHook};
+use saturn_storage::{Engine, ExportScope, StepHook};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -74,7 +74,11 @@ fn write(engine: &Engine, writer: u32, from: u64, sent: &AtomicU64) -> Result<()
     loop {
         let next = number + BATCH;
         say(&Said::Sending(writer, next));
-        runtime.block_on(engine.append(batches(writer, number..next)))?;
+        if (number / BATCH) % 16 == 7 {
+            import(engine, writer, number..next)?;
+        } else {
+            runtime.block_on(engine.append(batches(writer, number..next)))?;
+        }
         say(&Said::Acked(writer, next));
         number = next;
         sent.store(number, Ordering::Release);
@@ -84,6 +88,22 @@ fn write(engine: &Engine, writer: u32, from: u64, sent: &AtomicU64) -> Result<()
             say(&Said::Deleted(writer, number));
         }
     }
+}
+
+/// Stores the samples with these numbers by the door for replicas.
+fn import(engine: &Engine, writer: u32, numbers: std::ops::Range<u64>) -> Result<()> {
+    let temporary = tempfile::tempdir()?;
+    // What another engine gives out is what this one takes.
+    let other = Engine::open(crash_options(temporary.path(), StepHook::default()), &mut Registry::default())?;
+    let batches = batches(writer, numbers);
+    let shards: Vec<ShardId> = batches.iter().map(|batch| batch.shard).collect();
+    tokio::runtime::Builder::new_current_thread().build()?.block_on(other.append(batches))?;
+    for shard in shards {
+        let snapshot = other.snapshot(shard);
+        let chunks = snapshot.export(ExportScope::Shard, None, usize::MAX)?;
+        engine.importer(shard)?.ingest(&chunks.collect::<Result<Vec<_>, _>>()?)?;
+    }
+    Ok(())
 }
 
 /// The samples with these numbers, with labels, by shard.

@@ -14,6 +14,7 @@
 //! * `hostile`: queries that are made to cost are refused cheaply, and the node lives.
 //! * `refusals`: a node that should not start does not, and says why.
 //! * `operator`: `saturnctl` against a whole and a damaged cluster.
+//! * `offline`: a data directory from outside, by `saturnctl storage`.
 //! * `start`: a node that replays its log says so.
 //! * `demo`: `saturn demo` comes up, answers, and leaves nothing behind.
 
@@ -27,6 +28,7 @@ mod exemplars;
 mod harness;
 mod histograms;
 mod hostile;
+mod offline;
 mod operator;
 mod queries;
 mod query_api;

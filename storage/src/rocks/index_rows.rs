@@ -1,7 +1,9 @@
 //! Rows of the `index` family: reading and writing them.
 
 use roaring::RoaringBitmap;
-use rocksdb::{IteratorMode, MergeOperands, WriteBatch, WriteOptions};
+use rocksdb::{
+    DB, IteratorMode, MergeOperands, ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteOptions,
+};
 use saturn_model::ShardId;
 
 use super::{INDEX, Rocks, read_options};
@@ -25,6 +27,9 @@ pub(crate) enum IndexWrite {
     /// Removes the rows from the first key to before the second.
     DeleteRange(Vec<u8>, Vec<u8>),
 }
+
+/// The rows as they were at one moment.
+pub(crate) struct RowsThen<'a>(SnapshotWithThreadMode<'a, DB>);
 
 /// The merge operator of the family.
 pub(super) fn merge_rows(_key: &[u8], existing: Option<&[u8]>, operands: &MergeOperands) -> Option<Vec<u8>> {
@@ -93,12 +98,39 @@ impl Rocks {
         &self,
         shard: ShardId,
         ordinals: &RoaringBitmap,
+        each: impl FnMut(SeriesRow),
+    ) -> Result<(), StorageError> {
+        self.read_series_rows(read_options(), shard, ordinals, each)
+    }
+
+    /// The rows as they are now, whatever is written later.
+    pub(crate) fn rows_now(&self) -> RowsThen<'_> {
+        RowsThen(self.db.snapshot())
+    }
+
+    /// [`Rocks::series_rows`] as they were then.
+    pub(crate) fn series_rows_then(
+        &self,
+        then: &RowsThen<'_>,
+        shard: ShardId,
+        ordinals: &RoaringBitmap,
+        each: impl FnMut(SeriesRow),
+    ) -> Result<(), StorageError> {
+        let mut options = read_options();
+        options.set_snapshot(&then.0);
+        self.read_series_rows(options, shard, ordinals, each)
+    }
+
+    fn read_series_rows(
+        &self,
+        mut options: ReadOptions,
+        shard: ShardId,
+        ordinals: &RoaringBitmap,
         mut each: impl FnMut(SeriesRow),
     ) -> Result<(), StorageError> {
         let (Some(first), Some(last)) = (ordinals.min(), ordinals.max()) else {
             return Ok(());
         };
-        let mut options = read_options();
         options.set_iterate_lower_bound(SeriesRow::key(shard, first));
         options.set_iterate_upper_bound(day_rows::behind(&SeriesRow::key(shard, last)));
         let mut rows = self.db.raw_iterator_cf_opt(self.family(INDEX), options);

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rocksdb::{Cache, DB};
 
-use super::{DATA, INDEX, Rocks, data_options, database_options, families, read_error};
+use super::{DATA, INDEX, Rocks, Writes, data_options, database_options, families, read_error};
 use crate::error::StorageError;
 use crate::keys::{SegmentKey, Window};
 
@@ -41,7 +41,8 @@ impl Rocks {
         options.create_missing_column_families(false);
         let db = DB::open_cf_descriptors_read_only(&options, path, families(&cache), false)
             .map_err(|e| read_error(path, "open", e))?;
-        Ok(Self { db, data_options: data_options(&cache), path: path.into() })
+        let writes = Writes::open_read_only(path);
+        Ok(Self { db, writes, data_options: data_options(&cache), path: path.into() })
     }
 
     /// The table files with samples.

@@ -28,6 +28,7 @@ use super::record::{MARK_BYTES, encode_mark, put_group};
 use super::{HEADER_BYTES, Header, Replayed, create_segment, segment_path, sync_dir};
 use crate::error::StorageError;
 use crate::metrics::Metrics;
+use crate::snapshot::LogPosition;
 use crate::steps::StepHook;
 
 /// How often the durable position is noted.
@@ -175,6 +176,16 @@ impl Wal {
     /// Bytes of all segment files.
     pub(crate) fn bytes(&self) -> u64 {
         self.shared.sizes.lock().values().sum()
+    }
+
+    /// The end of what is durable.
+    pub(crate) fn durable_position(&self) -> LogPosition {
+        let sizes = self.shared.sizes.lock();
+        let last = sizes.last_key_value();
+        last.map_or(LogPosition::default(), |(segment, offset)| LogPosition {
+            segment: *segment,
+            offset: *offset,
+        })
     }
 
     /// Why nothing is accepted, if so.

@@ -174,7 +174,7 @@ fn a_flush_removes_the_log_and_figures_say_so() {
     engine.flush().expect("flushed");
     let after = engine.stats();
     assert_eq!((after.series, after.head_samples, after.flushed_segments), (1, 0, 1));
-    assert!(after.wal_bytes < 100 && before.wal_bytes > 50_000, "{before:?} {after:?}");
+    assert!(after.wal_bytes < 100 && before.wal_bytes > 400, "{before:?} {after:?}");
     assert!(after.disk_bytes > 0);
     assert!(engine.measure_fsync().expect("measured") > std::time::Duration::ZERO);
     let mut text = String::new();

@@ -1,5 +1,6 @@
 //! Integration tests of the storage engine through its public doors only.
 
+mod backfill;
 mod churn;
 mod copy;
 mod doors;
