@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use prometheus_client::registry::Registry;
-use saturn_model::{ShardId, TenantId, TimestampMs};
+use saturn_model::{FingerprintCache, ShardId, TenantId, TimestampMs};
 use saturn_storage::{Engine, EngineOptions, ExportScope, StorageError};
 
 use crate::Load;
-use crate::engine::{SHARDS, append, cut};
+use crate::engine::{FINGERPRINTS_MAX, SHARDS, append, cut};
 use crate::subject::TENANT;
 use crate::usage::process_cpu_seconds;
 
@@ -82,10 +82,11 @@ fn open(folder: &Path) -> Result<Engine> {
 /// Appends the load and flushes it.
 async fn send(engine: &Engine, load: &Load) -> Result<BackfillFigures> {
     let tenant = TenantId::new(TENANT)?;
+    let fingerprints = FingerprintCache::new(FINGERPRINTS_MAX);
     let started = process_cpu_seconds("self")?;
     let mut head_bytes_max = 0;
     for body in &load.requests {
-        while let Err(error) = append(engine.clone(), cut(body, &tenant)?).await {
+        while let Err(error) = append(engine.clone(), cut(body, &tenant, &fingerprints)?).await {
             ensure!(is_overload(&error), error);
             tokio::time::sleep(RETRY_AFTER).await;
         }

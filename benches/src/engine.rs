@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use prometheus_client::registry::Registry;
 use saturn_model::{
-    Fingerprint, Labels, MatchOp, Matcher, Selection, ShardBatch, ShardId, TenantId, TimestampMs,
-    append_label_pair,
+    Fingerprint, FingerprintCache, Labels, MatchOp, Matcher, Selection, ShardBatch, ShardId, TenantId,
+    TimestampMs, append_label_pair,
 };
-use saturn_proto::{remote_write, snappy};
+use saturn_proto::remote_write::{self, TimeSeries};
+use saturn_proto::snappy;
 use saturn_storage::{Engine, EngineOptions};
 
 use tokio::task::JoinSet;
@@ -32,6 +33,9 @@ const FLUSH_INTERVAL_MS: i64 = 30 * 60_000;
 
 /// Later than all data by so much, every window is closed, in milliseconds.
 const CLOSED_AFTER_MS: i64 = 3 * 24 * 3_600_000;
+
+/// Series whose fingerprints are remembered, as a gateway does.
+pub(crate) const FINGERPRINTS_MAX: usize = 4 << 20;
 
 /// Largest request, in bytes, decompressed.
 const REQUEST_BYTES_MAX: usize = 256 << 20;
@@ -57,9 +61,10 @@ pub struct EngineFigures {
 
 /// One request, cut into batches.
 pub(crate) struct Batches {
+    request: Vec<u8>,
     batches: Vec<ShardBatch>,
-    /// Per batch and series.
-    labels: Vec<Vec<String>>,
+    /// Per batch and series, where it is in the request.
+    ranges: Vec<Vec<(u32, u32)>>,
     samples: u64,
     end_ms: i64,
 }
@@ -80,9 +85,10 @@ pub async fn measure_engine(load: &Load, folder: &Path) -> Result<EngineFigures>
         merged_bytes: 0,
     };
     let (mut tasks, mut next_flush) = (JoinSet::new(), i64::MIN);
+    let fingerprints = FingerprintCache::new(FINGERPRINTS_MAX);
     let mut started = process_cpu_seconds("self")?;
     for body in &load.requests {
-        let batches = cut(body, &tenant)?;
+        let batches = cut(body, &tenant, &fingerprints)?;
         figures.samples += batches.samples;
         let end_ms = batches.end_ms;
         if tasks.len() >= IN_FLIGHT_MAX {
@@ -155,34 +161,45 @@ fn flush_and_merge(engine: &Engine, now_ms: i64, figures: &mut EngineFigures) ->
 }
 
 /// As a gateway does it: walks the request, hashes labels, cuts by shard.
-pub(crate) fn cut(body: &[u8], tenant: &TenantId) -> Result<Batches> {
+pub(crate) fn cut(body: &[u8], tenant: &TenantId, fingerprints: &FingerprintCache) -> Result<Batches> {
     let request = snappy::decompress(body, REQUEST_BYTES_MAX)?;
     let mut of_shard = vec![None; usize::from(SHARDS)];
-    let mut cut = Batches { batches: Vec::new(), labels: Vec::new(), samples: 0, end_ms: i64::MIN };
+    let (mut batches, mut ranges, mut samples, mut end_ms) = (Vec::new(), Vec::new(), 0, i64::MIN);
+    let known = fingerprints.of_tenant(tenant);
     let (mut labels, mut encoded) = (Vec::new(), String::new());
     remote_write::walk_request(&request, |series| {
-        series.labels_into(&mut labels)?;
-        encoded.clear();
-        for (name, value) in &labels {
-            append_label_pair(&mut encoded, name, value);
-        }
-        let fingerprint = Fingerprint::of(tenant, &encoded);
+        let key = series.label_bytes().map(|bytes| known.key(bytes));
+        let fingerprint = match key.and_then(|key| known.get(key)) {
+            Some(fingerprint) => fingerprint,
+            None => {
+                series.labels_into(&mut labels)?;
+                encoded.clear();
+                for (name, value) in &labels {
+                    append_label_pair(&mut encoded, name, value);
+                }
+                let fingerprint = Fingerprint::of(tenant, &encoded);
+                key.into_iter().for_each(|key| known.put(key, fingerprint));
+                fingerprint
+            }
+        };
         let shard = fingerprint.shard(SHARDS);
         let at = *of_shard[usize::from(shard.0)].get_or_insert_with(|| {
-            cut.batches.push(ShardBatch::new(tenant.clone(), shard));
-            cut.labels.push(Vec::new());
-            cut.batches.len() - 1
+            let mut batch = ShardBatch::new(tenant.clone(), shard);
+            batch.reserve(request.len() / 200 / usize::from(SHARDS) + 1);
+            batches.push(batch);
+            ranges.push(Vec::new());
+            batches.len() - 1
         });
-        cut.batches[at].push_series(fingerprint);
-        cut.labels[at].push(encoded.clone());
+        batches[at].push_series(fingerprint);
+        ranges[at].push(series.range());
         series.walk_samples(|sample| {
-            cut.batches[at].push_sample(sample);
-            cut.samples += 1;
-            cut.end_ms = cut.end_ms.max(sample.timestamp.0);
+            batches[at].push_sample(sample);
+            samples += 1;
+            end_ms = end_ms.max(sample.timestamp.0);
         })?;
         Ok(())
     })?;
-    Ok(cut)
+    Ok(Batches { request, batches, ranges, samples, end_ms })
 }
 
 /// Appends, and once more with labels what the engine does not know.
@@ -190,10 +207,14 @@ pub(crate) async fn append(engine: Engine, cut: Batches) -> Result<()> {
     let batches: Vec<Arc<ShardBatch>> = cut.batches.into_iter().map(Arc::new).collect();
     let outcomes = engine.append(batches.clone()).await?;
     let mut again = Vec::new();
-    for ((batch, outcome), labels) in batches.iter().zip(outcomes).zip(&cut.labels) {
+    for ((batch, outcome), ranges) in batches.iter().zip(outcomes).zip(&cut.ranges) {
         if !outcome.unknown.is_empty() {
             let labels_of = |series: u32| {
-                Labels::from_encoded(&labels[series as usize]).expect("it was encoded by this process")
+                let series =
+                    TimeSeries::at(&cut.request, ranges[series as usize]).expect("it was found there");
+                let mut labels = Vec::new();
+                series.labels_into(&mut labels).expect("it was walked before");
+                Labels::from_pairs(labels).expect("the load is valid")
             };
             again.push(Arc::new(batch.subset_with_labels(&outcome.unknown, labels_of)));
         }
@@ -206,9 +227,10 @@ pub(crate) async fn append(engine: Engine, cut: Batches) -> Result<()> {
 
 /// Every sample of the load is there, bit by bit, and nothing else is.
 fn check_samples(engine: &Engine, load: &Load, tenant: &TenantId) -> Result<()> {
+    let fingerprints = FingerprintCache::new(FINGERPRINTS_MAX);
     let mut expected: HashMap<Fingerprint, Vec<(i64, u64)>> = HashMap::new();
     for body in &load.requests {
-        for batch in cut(body, tenant)?.batches {
+        for batch in cut(body, tenant, &fingerprints)?.batches {
             for (_, fingerprint, timestamps, values) in batch.series() {
                 let samples = timestamps.iter().copied().zip(values.iter().map(|value| value.to_bits()));
                 expected.entry(fingerprint).or_default().extend(samples);

@@ -118,6 +118,14 @@ impl ShardBatch {
         Fingerprint::of(tenant, &encoded).shard(shards)
     }
 
+    /// Makes room for so many more series of one sample each.
+    pub fn reserve(&mut self, series: usize) {
+        self.fingerprints.reserve(series);
+        self.sample_counts.reserve(series);
+        self.timestamps.reserve(series);
+        self.values.reserve(series);
+    }
+
     /// Starts the next series.
     pub fn push_series(&mut self, fingerprint: Fingerprint) {
         self.fingerprints.push(fingerprint);

@@ -32,7 +32,11 @@ impl Fingerprint {
 
     /// The virtual shard of this series in a cluster of `shards` shards.
     pub fn shard(self, shards: u16) -> ShardId {
-        let shard = self.0 % u128::from(shards);
+        // The remainder of the number of 128 bits, by halves: division of such numbers is a call.
+        let shards = u64::from(shards);
+        let [low, high] = [self.0, self.0 >> 64].map(|half| (half & u128::from(u64::MAX)) as u64 % shards);
+        let two_to_64 = (u64::MAX % shards + 1) % shards;
+        let shard = (high * two_to_64 + low) % shards;
         ShardId(u16::try_from(shard).expect("a remainder of a u16 fits a u16"))
     }
 
@@ -85,6 +89,17 @@ mod tests {
         let labels = Labels::from_pairs([("__name__", "up")]).expect("valid");
         let of = |t: &str| Fingerprint::of(&TenantId::new(t).expect("valid"), labels.as_encoded());
         assert_ne!(of("a"), of("b"));
+    }
+
+    #[test]
+    fn the_shard_is_the_remainder() {
+        let numbers = (0..1000_u128).map(|i| (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+        for number in numbers.chain([0, 1, u128::MAX, u128::from(u64::MAX), 1 << 64]) {
+            for shards in [1, 2, 3, 64, 1000, 1024, u16::MAX] {
+                let want = number % u128::from(shards);
+                assert_eq!(u128::from(Fingerprint(number).shard(shards).0), want, "{number} {shards}");
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod budget;
 mod cardinality;
 mod exemplar;
 mod fingerprint;
+mod fingerprint_cache;
 mod histogram;
 mod labels;
 mod limits;
@@ -34,6 +35,7 @@ pub use budget::{OverBudget, SampleBudget};
 pub use cardinality::{Cardinality, Distinct, LabelCardinality, largest};
 pub use exemplar::{Exemplar, SeriesExemplars};
 pub use fingerprint::{Fingerprint, ShardId};
+pub use fingerprint_cache::{FingerprintCache, LabelBytesKey, TenantFingerprints};
 pub use histogram::{
     BUCKETS_MAX, Buckets, CUSTOM_BUCKETS_SCHEMA, CountKind, CounterResetHint, Histogram, InvalidBuckets,
     InvalidHistogram, Span,

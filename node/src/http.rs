@@ -38,6 +38,7 @@ use crate::metrics::HttpMetrics;
 use crate::peers::NodePeers;
 use crate::read_path::QuorumSource;
 use crate::ring_status::RingStatus;
+use crate::write_path::Gate;
 
 /// Largest form body of a query request.
 const FORM_BYTES_MAX: usize = 1 << 20;
@@ -57,6 +58,8 @@ pub(crate) struct App {
     pub(crate) ring: RingStatus,
     pub(crate) settings: Listing,
     pub(crate) limits: Arc<Limits>,
+    /// What write requests are held against.
+    pub(crate) gate: Arc<Gate>,
     pub(crate) default_tenant: TenantId,
     /// Whether the admin endpoints are on.
     pub(crate) admin: admin::AdminApi,

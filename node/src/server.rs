@@ -28,6 +28,7 @@ use crate::read_path::QuorumSource;
 use crate::replica::Replica;
 use crate::ring_status::RingStatus;
 use crate::rpc_auth::Token;
+use crate::write_path::Gate;
 use crate::{clock, http};
 
 /// How long requests in flight may take when the node stops.
@@ -234,6 +235,7 @@ impl Node {
             ring,
             settings: config.listing.clone(),
             limits: Arc::clone(&self.limits),
+            gate: Arc::new(Gate::new(Arc::clone(&self.limits))),
             default_tenant: config.default_tenant.clone(),
             admin: config.admin,
             registry: Arc::clone(&self.registry),

@@ -1,15 +1,16 @@
 //! A write's road through the gateway: one page from the request's bytes to the quorum's answer.
 //!
-//! The body is decompressed into one buffer and walked in place. Each series is checked, canonically encoded
-//! into a scratch string, hashed to its fingerprint, and its samples join the batch of its shard. Labels
+//! The body is decompressed into one buffer and walked in place. The fingerprint of a series that came before is found
+//! by the bytes of its labels; that of another one is the hash of its labels, checked and canonically encoded into a
+//! scratch string. Its samples join the batch of its shard. Labels
 //! are not copied: a replica that does not know a fingerprint asks for them, and they are walked again then
 //! ([`RequestLabels`]). An invalid series or sample is left out and named in the answer; the rest is stored.
 
 use std::sync::Arc;
 
 use saturn_model::{
-    Fingerprint, InvalidHistogram, Labels, Limits, METRIC_NAME, MetricMetadata, ShardBatch, ShardId,
-    TenantId, TimestampMs, append_label_pair,
+    Fingerprint, FingerprintCache, InvalidHistogram, Labels, Limits, METRIC_NAME, MetricMetadata, ShardBatch,
+    ShardId, TenantFingerprints, TenantId, TimestampMs, append_label_pair,
 };
 use saturn_proto::remote_write::{TimeSeries, walk_metadata, walk_request};
 use saturn_proto::remote_write2::{RefusedSeries, Written1, write_as_1};
@@ -20,6 +21,10 @@ use crate::peers::NodePeers;
 
 /// How many rejected series an answer names.
 const REJECTS_NAMED_MAX: usize = 10;
+/// Bytes of a series with one sample in a request, roughly.
+const SERIES_BYTES: usize = 200;
+/// Series whose fingerprints are remembered: more are computed with each request, which costs CPU and no more.
+const FINGERPRINTS_MAX: usize = 4 << 20;
 
 /// What became of a request.
 #[derive(Debug, Default)]
@@ -67,22 +72,37 @@ pub(crate) enum Protocol {
     Two,
 }
 
+/// What requests are held against.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    limits: Arc<Limits>,
+    /// Of series within the limits.
+    fingerprints: FingerprintCache,
+}
+
+impl Gate {
+    pub(crate) fn new(limits: Arc<Limits>) -> Self {
+        Self { limits, fingerprints: FingerprintCache::new(FINGERPRINTS_MAX) }
+    }
+}
+
 /// Decodes, checks, splits by shard, and writes to the quorum of each shard.
 pub(crate) async fn write(
     coordinator: &Coordinator<NodePeers>,
     tenant: TenantId,
     (protocol, body): (Protocol, bytes::Bytes),
-    limits: Arc<Limits>,
+    gate: Arc<Gate>,
     now_ms: i64,
 ) -> Result<Written, PathError> {
     let shards = coordinator.shards();
     let decoding = move || {
-        let request = snappy::decompress(&body, limits.write_decoded_bytes_max)?;
-        let splitter = Splitter::new(&tenant, &limits, shards, now_ms);
+        let decoded_bytes_max = gate.limits.write_decoded_bytes_max;
+        let request = snappy::decompress(&body, decoded_bytes_max)?;
+        let splitter = Splitter::new(&tenant, &gate, shards, now_ms);
         match protocol {
             Protocol::One => splitter.split(request),
             Protocol::Two => {
-                let Written1 { request, refused } = write_as_1(&request, limits.write_decoded_bytes_max)?;
+                let Written1 { request, refused } = write_as_1(&request, decoded_bytes_max)?;
                 splitter.without(&refused).split(request)
             }
         }
@@ -143,7 +163,10 @@ impl Admitted<'_> {
 struct Splitter<'a> {
     tenant: &'a TenantId,
     limits: &'a Limits,
+    fingerprints: TenantFingerprints<'a>,
     shards: u16,
+    /// Series of a shard that the request may have, to make room for.
+    series_of_shard: usize,
     timestamp_max: i64,
     /// Per shard the index of its write in `writes`.
     write_of_shard: Vec<Option<usize>>,
@@ -154,12 +177,15 @@ struct Splitter<'a> {
 }
 
 impl<'a> Splitter<'a> {
-    fn new(tenant: &'a TenantId, limits: &'a Limits, shards: u16, now_ms: i64) -> Self {
+    fn new(tenant: &'a TenantId, gate: &'a Gate, shards: u16, now_ms: i64) -> Self {
+        let limits = &*gate.limits;
         let future_ms = i64::try_from(limits.future_max.as_millis()).unwrap_or(i64::MAX);
         Self {
             tenant,
             limits,
+            fingerprints: gate.fingerprints.of_tenant(tenant),
             shards,
+            series_of_shard: 0,
             timestamp_max: now_ms.saturating_add(future_ms),
             write_of_shard: vec![None; usize::from(shards)],
             writes: Vec::new(),
@@ -176,11 +202,22 @@ impl<'a> Splitter<'a> {
     }
 
     fn split(mut self, request: Vec<u8>) -> Result<Split, WireError> {
+        self.series_of_shard = request.len() / SERIES_BYTES / usize::from(self.shards) + 1;
         let mut labels = Vec::new();
         let contents = walk_request(&request, |series| {
+            let key = series.label_bytes().map(|bytes| self.fingerprints.key(bytes));
+            if let Some(fingerprint) = key.and_then(|key| self.fingerprints.get(key)) {
+                return self.admit(series, fingerprint);
+            }
             series.labels_into(&mut labels)?;
             match self.check_labels(&labels) {
-                Ok(()) => self.admit(series, &labels),
+                Ok(()) => {
+                    let fingerprint = self.fingerprint_of(&labels);
+                    if let Some(key) = key {
+                        self.fingerprints.put(key, fingerprint);
+                    }
+                    self.admit(series, fingerprint)
+                }
                 Err(reason) => {
                     let mut samples = 0;
                     let contents = series.walk_samples(|_| samples += 1)?;
@@ -201,12 +238,7 @@ impl<'a> Splitter<'a> {
     }
 
     /// Adds the series' valid samples to the batch of its shard.
-    fn admit(&mut self, series: TimeSeries<'_>, labels: &[(&str, &str)]) -> Result<(), WireError> {
-        self.encoded.clear();
-        for (name, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
-            append_label_pair(&mut self.encoded, name, value);
-        }
-        let fingerprint = Fingerprint::of(self.tenant, &self.encoded);
+    fn admit(&mut self, series: TimeSeries<'_>, fingerprint: Fingerprint) -> Result<(), WireError> {
         let write = self.write_of(fingerprint.shard(self.shards));
 
         let index = u32::try_from(self.ranges.len()).expect("a request is limited to under 4 GiB");
@@ -249,17 +281,29 @@ impl<'a> Splitter<'a> {
         if admitted.started {
             self.ranges.push(series.range());
         }
+        let mut labels = Vec::new();
+        if out_of_range.is_some() || invalid.is_some() {
+            series.labels_into(&mut labels)?;
+        }
         if let Some((timestamp, samples)) = out_of_range {
             let reason = format!(
                 "timestamp {timestamp} is out of range: want 0 to {} (now + future_max)",
                 self.timestamp_max
             );
-            self.reject(labels, samples, &reason);
+            self.reject(&labels, samples, &reason);
         }
         if let Some((reason, samples)) = invalid {
-            self.reject(labels, samples, &reason.to_string());
+            self.reject(&labels, samples, &reason.to_string());
         }
         Ok(())
+    }
+
+    fn fingerprint_of(&mut self, labels: &[(&str, &str)]) -> Fingerprint {
+        self.encoded.clear();
+        for (name, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
+            append_label_pair(&mut self.encoded, name, value);
+        }
+        Fingerprint::of(self.tenant, &self.encoded)
     }
 
     /// Adds what the request says about a metric to the batch of its shard.
@@ -278,7 +322,9 @@ impl<'a> Splitter<'a> {
 
     fn write_of(&mut self, shard: ShardId) -> usize {
         *self.write_of_shard[usize::from(shard.0)].get_or_insert_with(|| {
-            self.writes.push((ShardBatch::new(self.tenant.clone(), shard), Vec::new()));
+            let mut batch = ShardBatch::new(self.tenant.clone(), shard);
+            batch.reserve(self.series_of_shard);
+            self.writes.push((batch, Vec::with_capacity(self.series_of_shard)));
             self.writes.len() - 1
         })
     }
@@ -369,6 +415,10 @@ mod tests {
 
     const NOW: i64 = 1_700_000_000_000;
 
+    fn gate() -> Gate {
+        Gate::new(Arc::new(Limits::default()))
+    }
+
     fn sample(timestamp: i64, value: f64) -> Sample {
         Sample { timestamp: TimestampMs(timestamp), value }
     }
@@ -381,7 +431,7 @@ mod tests {
             put_time_series(&mut request, labels.iter().copied(), samples);
         }
         let tenant = TenantId::new("t").expect("valid");
-        Splitter::new(&tenant, &Limits::default(), 64, NOW).split(request).expect("well-formed")
+        Splitter::new(&tenant, &gate(), 64, NOW).split(request).expect("well-formed")
     }
 
     #[test]
@@ -459,7 +509,7 @@ mod tests {
             saturn_proto::remote_write::put_metadata(&mut request, &metadata);
         }
         let tenant = TenantId::new("t").expect("valid");
-        let split = Splitter::new(&tenant, &Limits::default(), 1, NOW).split(request).expect("well-formed");
+        let split = Splitter::new(&tenant, &gate(), 1, NOW).split(request).expect("well-formed");
         let Written { samples, exemplars, metadata, refused_notes, .. } = split.written;
         assert_eq!((samples, exemplars, metadata, refused_notes), (1, 2, 1, 5));
         assert!(split.written.rejects.texts.is_empty());
@@ -489,5 +539,43 @@ mod tests {
         let split = split(&[(&[("__name__", "a")], &samples)]);
         let kept: Vec<u64> = split.shards[0].batch.values.iter().map(|v| v.to_bits()).collect();
         assert_eq!(kept, bits);
+    }
+
+    #[test]
+    fn series_that_came_before_are_the_same_series() {
+        let gate = gate();
+        let tenants = ["a", "b"].map(|name| TenantId::new(name).expect("valid"));
+        let request = |time| {
+            let mut request = Vec::new();
+            let long = "x".repeat(200);
+            for labels in [
+                [("__name__", "m"), ("n", "1")],
+                [("__name__", "m"), ("n", "2")],
+                // What is equal without an empty label is one series.
+                [("__name__", "m"), ("n", "")],
+                [("__name__", "m"), ("n", long.as_str())],
+                [("", "m"), ("n", "1")],
+            ] {
+                put_time_series(&mut request, labels, &[sample(time, 1.0)]);
+            }
+            request
+        };
+        let fingerprints = |tenant: &TenantId, time| {
+            let split = Splitter::new(tenant, &gate, 1, NOW).split(request(time)).expect("well-formed");
+            let rejects = split.written.rejects.texts;
+            (
+                split.shards.iter().flat_map(|write| write.batch.fingerprints.clone()).collect::<Vec<_>>(),
+                rejects,
+            )
+        };
+        let (first, rejects) = fingerprints(&tenants[0], NOW);
+        assert_eq!((first.len(), rejects.len()), (4, 1));
+        assert_eq!(fingerprints(&tenants[0], NOW), (first.clone(), rejects));
+        let (theirs, _) = fingerprints(&tenants[1], NOW);
+        assert!(theirs.iter().all(|fingerprint| !first.contains(fingerprint)));
+        // A reject names a series that is known, too.
+        let (stored, rejects) = fingerprints(&tenants[0], NOW + 1_000_000_000);
+        assert_eq!((stored.len(), rejects.len()), (0, 5));
+        assert!(rejects[0].contains("n=\"1\"") && rejects[0].contains("out of range"), "{rejects:?}");
     }
 }

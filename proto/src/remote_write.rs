@@ -157,6 +157,20 @@ impl<'a> TimeSeries<'a> {
         (narrow(self.offset), narrow(self.offset + self.bytes.len()))
     }
 
+    /// The bytes of all labels, if they come first: whoever has equal bytes has equal labels.
+    pub fn label_bytes(&self) -> Option<&'a [u8]> {
+        let end = short_labels_end(self.bytes);
+        let mut fields = Fields::new(self.bytes, self.offset);
+        fields.at = end;
+        loop {
+            match fields.next().ok()? {
+                Some(Field::Bytes(1, _)) => return None,
+                Some(_) => {}
+                None => return Some(&self.bytes[..end]),
+            }
+        }
+    }
+
     /// Collects the labels as they are written, into a buffer that the caller reuses.
     pub fn labels_into(&self, labels: &mut Vec<(&'a str, &'a str)>) -> Result<(), WireError> {
         labels.clear();
@@ -409,8 +423,15 @@ mod tests {
             series.labels_into(&mut labels)?;
             let mut samples = Vec::new();
             series.walk_samples(|s| samples.push((s.timestamp.0, s.value.to_bits())))?;
-            let labels = labels.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            let labels: Vec<(String, String)> =
+                labels.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
             assert_eq!(TimeSeries::at(request, series.range()).expect("in range").bytes, series.bytes);
+            if let Some(bytes) = series.label_bytes() {
+                let mut alone = Vec::new();
+                TimeSeries { bytes, offset: 0 }.labels_into(&mut alone)?;
+                let alone = alone.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+                assert!(alone.eq(labels.iter().cloned()));
+            }
             plain.push((labels, samples));
             Ok(())
         })?;
@@ -431,6 +452,25 @@ mod tests {
         let series = (proptest::collection::vec(label, 0..5), proptest::collection::vec(sample, 0..5))
             .prop_map(|(labels, samples)| PbSeries { labels, samples });
         proptest::collection::vec(series, 0..5).prop_map(|timeseries| PbRequest { timeseries })
+    }
+
+    #[test]
+    fn labels_that_come_later_are_not_overlooked() {
+        let label = |name: &str| {
+            let mut message = Vec::new();
+            put_bytes(&mut message, 1, name.as_bytes());
+            put_bytes(&mut message, 2, b"v");
+            let mut field = Vec::new();
+            put_bytes(&mut field, 1, &message);
+            field
+        };
+        let sample = [2 << 3 | 2, 0];
+        let of = |bytes: &[u8]| TimeSeries { bytes, offset: 0 }.label_bytes().map(<[u8]>::len);
+        let first = label("a");
+        assert_eq!(of(&[first.as_slice(), &sample].concat()), Some(first.len()));
+        assert_eq!(of(&[first.as_slice(), &sample, &label("b")].concat()), None);
+        assert_eq!(of(&[first.as_slice(), &label(&"long".repeat(40)), &sample].concat()), None);
+        assert_eq!(of(&[first.as_slice(), &sample[..1]].concat()), None);
     }
 
     proptest! {

@@ -131,8 +131,8 @@ async fn handle(
         }
     };
 
-    let limits = Arc::clone(&app.limits);
-    write_path::write(&serving.coordinator, tenant, (protocol, body), limits, clock::unix_ms()).await.map_err(
+    let gate = Arc::clone(&app.gate);
+    write_path::write(&serving.coordinator, tenant, (protocol, body), gate, clock::unix_ms()).await.map_err(
         |e| match e {
             PathError::Wire(e) => refuse_wire(e),
             PathError::Write(e) => Refused::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
