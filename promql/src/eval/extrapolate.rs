@@ -30,6 +30,39 @@ impl Change {
     }
 }
 
+/// How the samples lay in the window before: with regular scrapes and steps, often as in the next one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RecentTiming(Option<Recent>);
+
+#[derive(Clone, Debug)]
+struct Recent {
+    samples: usize,
+    /// Milliseconds from the window's start to the first sample, from there to the last one, from there to the end.
+    gaps: [i64; 3],
+    timing: Timing,
+    factor: f64,
+    /// Whether the extrapolation on the left is no longer than what the samples cover.
+    short_start: bool,
+}
+
+impl RecentTiming {
+    /// The timing of a window whose samples do not know when their counter began.
+    fn of(&mut self, window: Window<'_>, change: Change) -> Option<&Recent> {
+        let (first, last) = (*window.timestamps.first()?, *window.timestamps.last()?);
+        let gaps = [first - window.start, last - first, window.end - last];
+        let samples = window.timestamps.len();
+        let known = |recent: &Recent| {
+            recent.samples == samples && recent.gaps == gaps && recent.timing.change == change
+        };
+        if !self.0.as_ref().is_some_and(known) {
+            let timing = Timing::of(window.timestamps, &[], window, change)?;
+            let (factor, short_start) = (timing.factor(), timing.to_start <= timing.sampled);
+            self.0 = Some(Recent { samples, gaps, timing, factor, short_start });
+        }
+        self.0.as_ref()
+    }
+}
+
 /// The change over a window. It takes two samples, or one whose counter began inside of the window.
 pub(super) fn extrapolated_change(
     window: Window<'_>,
@@ -64,6 +97,28 @@ pub(super) fn extrapolated_change(
         timing.limit_to_zero(first.count / result.count);
     }
     Some(SampleValue::Histogram(Arc::new(multiplied(result, timing.factor()))))
+}
+
+/// What [`extrapolated_change`] makes of floats that do not know when their counter began, with fewer divisions, and
+/// nothing to say.
+pub(super) fn plain_change(window: Window<'_>, change: Change, recent: &mut RecentTiming) -> Option<f64> {
+    let Recent { timing, factor, short_start, .. } = recent.of(window, change)?;
+    let ([first, ..], [.., last]) = (window.values, window.values) else {
+        return None;
+    };
+    let mut result = last - first;
+    if change.is_of_counter() && window.falls {
+        let resets = window.values.windows(2).filter(|pair| pair[1] < pair[0]);
+        resets.for_each(|pair| result += pair[0]);
+    }
+    // A counter that began at least as high as it rose was at zero before all that is extrapolated.
+    let far_from_zero = *short_start && *first >= result;
+    if result > 0.0 && *first >= 0.0 && !far_from_zero {
+        let mut timing = timing.clone();
+        timing.limit_to_zero(first / result);
+        return Some(result * timing.factor());
+    }
+    Some(result * factor)
 }
 
 /// The change of a window of floats, and the factor that extrapolates it.
@@ -108,6 +163,7 @@ fn resets_with_starts(window: Window<'_>, overlap: impl FnOnce()) -> f64 {
 }
 
 /// How the samples lie in their window; all in seconds.
+#[derive(Clone, Debug)]
 struct Timing {
     sampled: f64,
     to_start: f64,
@@ -184,6 +240,33 @@ mod tests {
         // The counter was zero at its first sample: nothing is added on the left.
         assert_eq!(increase(5_000, 35_000), Some(25.0));
         assert_eq!(change_of(window(&[1], &[1.0], 0, 2), Change::Rate), None);
+    }
+
+    #[test]
+    fn what_is_remembered_makes_no_difference() {
+        let times: Vec<i64> = (0..60).map(|i| i * 10_000 + if i % 7 == 3 { 137 } else { 0 }).collect();
+        let values: Vec<f64> = (0..60_u32).map(|i| f64::from(i * i % 97) * 1.1 + f64::from(i / 20)).collect();
+        let mut recent = RecentTiming::default();
+        let mut remembered = 0;
+        for (change, first) in
+            [(Change::Rate, 0), (Change::Increase, 1), (Change::Delta, 2), (Change::Rate, 3)]
+        {
+            for at in first..50 {
+                for len in [1, 2, 3, 8] {
+                    let (times, values) = (&times[at..at + len], &values[at..at + len]);
+                    for before in [3000, 3000, 30_000] {
+                        let window = window(times, values, times[0] - before, times[len - 1] + 5000);
+                        let known = recent.0.as_ref().map(|recent| recent.gaps);
+                        let fast = plain_change(window, change, &mut recent);
+                        let wanted = change_of(window, change);
+                        assert_eq!(fast.map(f64::to_bits), wanted.map(f64::to_bits), "{window:?}");
+                        remembered +=
+                            usize::from(fast.is_some() && recent.0.as_ref().map(|r| r.gaps) == known);
+                    }
+                }
+            }
+        }
+        assert!(remembered > 100, "{remembered} times");
     }
 
     #[test]

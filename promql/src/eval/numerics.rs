@@ -2,6 +2,7 @@
 //!
 //! Source: Prometheus's `functions.go` and `quantile.go`.
 
+use crate::eval::window::LANES;
 use crate::go_text::{count_to_float, to_integer};
 pub(super) use crate::kahan::KahanSum;
 
@@ -52,6 +53,57 @@ pub(super) fn mean(values: &[f64]) -> f64 {
     let mut mean = Mean::default();
     values.iter().for_each(|value| mean.add(*value));
     mean.mean()
+}
+
+/// [`mean`] of several windows.
+pub(super) fn means(windows: [&[f64]; LANES]) -> [f64; LANES] {
+    let mut means = [0.0; LANES];
+    if windows.iter().all(|values| !values.is_empty()) {
+        let sums =
+            sums_from(windows.map(|values| KahanSum::new(values[0])), windows.map(|values| &values[1..]));
+        for ((mean, sum), values) in means.iter_mut().zip(sums).zip(windows) {
+            let count = count_to_float(values.len());
+            *mean = sum.sum / count + sum.compensation / count;
+        }
+    } else {
+        means = [f64::NAN; LANES];
+    }
+    settle(means, windows, mean)
+}
+
+/// The sum of the values of several windows, of which `one` computes that of one.
+pub(super) fn sums(windows: [&[f64]; LANES], one: fn(&[f64]) -> f64) -> [f64; LANES] {
+    let sums = sums_from([KahanSum::default(); LANES], windows);
+    settle(sums.map(KahanSum::corrected), windows, one)
+}
+
+/// Adds the values of each window to its sum, side by side: one sum waits for each of its additions, several keep the
+/// processor busy. Where a sum is not finite, its compensation makes no sense.
+fn sums_from(mut sums: [KahanSum; LANES], windows: [&[f64]; LANES]) -> [KahanSum; LANES] {
+    let common = windows.iter().map(|values| values.len()).min().unwrap_or(0);
+    let heads = windows.map(|values| &values[..common]);
+    for at in 0..common {
+        for (sum, values) in sums.iter_mut().zip(heads) {
+            let value = values[at];
+            let added = sum.sum + value;
+            let (larger, smaller) =
+                if sum.sum.abs() >= value.abs() { (sum.sum, value) } else { (value, sum.sum) };
+            sum.compensation += (larger - added) + smaller;
+            sum.sum = added;
+        }
+    }
+    for (sum, values) in sums.iter_mut().zip(windows) {
+        values[common..].iter().for_each(|value| sum.add(*value));
+    }
+    sums
+}
+
+/// What is not finite took another way, or never was: once a sum is infinite it stays so, or becomes NaN.
+fn settle(mut results: [f64; LANES], windows: [&[f64]; LANES], one: fn(&[f64]) -> f64) -> [f64; LANES] {
+    for (result, values) in results.iter_mut().zip(windows).filter(|(result, _)| !result.is_finite()) {
+        *result = one(values);
+    }
+    results
 }
 
 /// The population variance of values: Welford's method on Kahan sums.
@@ -134,6 +186,33 @@ mod tests {
         let mut sum = KahanSum::default();
         [1.0, 1e100, 1.0, -1e100].into_iter().for_each(|value| sum.add(value));
         assert_eq!(sum.total(), 2.0);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn several_at_a_time_are_as_one_by_one(
+            windows in proptest::collection::vec(
+                proptest::collection::vec(
+                    proptest::prop_oneof![
+                        6 => -1e9..1e9_f64,
+                        1 => proptest::num::f64::ANY,
+                        1 => proptest::sample::select(vec![f64::MAX, -f64::MAX, 1e-300, -0.0, 0.0]),
+                    ],
+                    0..12,
+                ),
+                LANES,
+            ),
+        ) {
+            let windows: [&[f64]; LANES] = std::array::from_fn(|lane| windows[lane].as_slice());
+            let bits = |values: [f64; LANES]| values.map(f64::to_bits);
+            proptest::prop_assert_eq!(bits(means(windows)), bits(windows.map(mean)));
+            let sum = |values: &[f64]| {
+                let mut sum = KahanSum::default();
+                values.iter().for_each(|value| sum.add(*value));
+                sum.total()
+            };
+            proptest::prop_assert_eq!(bits(sums(windows, sum)), bits(windows.map(sum)));
+        }
     }
 
     #[test]

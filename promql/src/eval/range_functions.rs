@@ -12,19 +12,19 @@ use crate::error::EvalError;
 use crate::eval::block::{Block, SeriesName};
 use crate::eval::engine::Evaluator;
 use crate::eval::extended::extended_change;
-use crate::eval::extrapolate::{Change, extrapolated_change};
+use crate::eval::extrapolate::{Change, extrapolated_change, plain_change};
 use crate::eval::grid::Grid;
 use crate::eval::histogram_change::{InstantChange, instant_change};
 use crate::eval::histogram_mean::{HistogramMean, ResetsSeen};
 use crate::eval::names::Duplicates;
-use crate::eval::numerics::{mean, quantile};
+use crate::eval::numerics::{mean, means, quantile, sums};
 use crate::eval::over_time::{
     count_pairs, double_exponential_smoothing, float_function, is_change, is_reset, predict_linear,
     sample_function, sum,
 };
 use crate::eval::params::SampleValue;
 use crate::eval::remarks::Remarks;
-use crate::eval::window::{Ranges, Window, WindowSample, metric_name};
+use crate::eval::window::{Fold, Ranges, Window, WindowSample, metric_name};
 use crate::functions::FunctionId;
 use crate::histogram::{HistogramSum, IncompatibleSchemas};
 use crate::span::Span;
@@ -45,8 +45,8 @@ impl Evaluator<'_> {
             FunctionId::Idelta => self.instant_change_call(InstantChange::Delta, &args[0], grid)?,
             FunctionId::Changes => self.count_call(&args[0], grid, is_change)?,
             FunctionId::Resets => self.count_call(&args[0], grid, is_reset)?,
-            FunctionId::SumOverTime => self.fold_call(&args[0], grid, sum, sum_histograms)?,
-            FunctionId::AvgOverTime => self.fold_call(&args[0], grid, mean, average_histograms)?,
+            FunctionId::SumOverTime => self.fold_call(&args[0], grid, SUM, sum_histograms)?,
+            FunctionId::AvgOverTime => self.fold_call(&args[0], grid, MEAN, average_histograms)?,
             FunctionId::QuantileOverTime => self.quantile_over_time(args, grid)?,
             FunctionId::PredictLinear => self.predict_linear(args, grid)?,
             FunctionId::DoubleExponentialSmoothing => self.double_exponential_smoothing(args, grid)?,
@@ -75,7 +75,10 @@ impl Evaluator<'_> {
 
     fn change_call(&self, change: Change, arg: &Expr, grid: &Grid) -> Result<Block, EvalError> {
         let ranges = self.ranges(arg, grid)?;
-        let block = ranges.map_windows(self, grid, |own, name, _, window| {
+        let block = ranges.map_windows_with(self, grid, |own, recent, name, window| {
+            if window.is_plain() && ranges.extension.is_none() {
+                return plain_change(window, change, recent).map(SampleValue::Float);
+            }
             let remarks = own.remarks_on(name, arg.span);
             match ranges.extension {
                 None => extrapolated_change(window, change, &remarks),
@@ -123,15 +126,12 @@ impl Evaluator<'_> {
         &self,
         arg: &Expr,
         grid: &Grid,
-        of_floats: fn(&[f64]) -> f64,
+        of_floats: Fold,
         of_histograms: HistogramFold,
     ) -> Result<Block, EvalError> {
         let ranges = self.ranges(arg, grid)?;
-        ranges.map_windows(self, grid, |own, name, _, window| {
+        ranges.fold_windows(self, grid, of_floats, |own, name, window| {
             let histograms = window.histograms.values;
-            if histograms.is_empty() {
-                return Some(SampleValue::Float(of_floats(window.values)));
-            }
             let remarks = own.remarks_on(name, arg.span);
             if !window.values.is_empty() {
                 remarks.mixed_types();
@@ -209,6 +209,9 @@ impl Evaluator<'_> {
         invalid.map_or(Ok(block), |text| Err(EvalError::Execution(text)))
     }
 }
+
+const SUM: Fold = Fold { several: |windows| sums(windows, sum), one: sum };
+const MEAN: Fold = Fold { several: means, one: mean };
 
 /// Computes one histogram of at least one.
 type HistogramFold = fn(&[Arc<Histogram>], &mut ResetsSeen) -> Result<Histogram, IncompatibleSchemas>;

@@ -113,11 +113,22 @@ fn choose(op: AggregateOp, block: &Block, group: &Group, step: usize, count: usi
     let mut chosen: Vec<(usize, f64)> =
         members.filter_map(|member| Some((*member, order_of(block.row(*member).get(step)?)))).collect();
     match op {
-        AggregateOp::Topk => chosen.sort_by(|a, b| descending(a.1, b.1)),
-        AggregateOp::Bottomk => chosen.sort_by(|a, b| ascending(a.1, b.1)),
-        _ => {}
+        AggregateOp::Topk => keep_first(&mut chosen, count, descending),
+        AggregateOp::Bottomk => keep_first(&mut chosen, count, ascending),
+        _ => chosen.truncate(count),
     }
-    chosen.into_iter().take(count).map(|(member, _)| member).collect()
+    chosen.into_iter().map(|(member, _)| member).collect()
+}
+
+/// Keeps the `count` that come first, in order. Equal ones stay in the order of the members, which ascend.
+fn keep_first(members: &mut Vec<(usize, f64)>, count: usize, order: fn(f64, f64) -> Ordering) {
+    let by_rank = |a: &(usize, f64), b: &(usize, f64)| order(a.1, b.1).then(a.0.cmp(&b.0));
+    if count < members.len() {
+        // Few are wanted as a rule: the others need no order.
+        members.select_nth_unstable_by(count, by_rank);
+        members.truncate(count);
+    }
+    members.sort_unstable_by(by_rank);
 }
 
 /// What a sample is ranked by; histograms are not.

@@ -94,6 +94,11 @@ impl Samples {
 }
 
 impl<'a> Window<'a> {
+    /// Whether it holds floats only, that do not know when their counter began.
+    pub(super) fn is_plain(&self) -> bool {
+        self.histograms.is_empty() && self.starts.is_empty()
+    }
+
     /// The samples as a series without labels.
     pub(super) fn to_columns(self) -> SeriesColumns {
         let mut columns =
@@ -349,16 +354,16 @@ impl Ranges {
     }
 
     /// Slides the window along one series, and counts what it sees.
-    fn slide(
+    fn slide<'s>(
         &self,
-        series: &RangeSeries,
+        series: &'s RangeSeries,
         evaluator: &Evaluator<'_>,
         (grid, counts): (&Grid, &mut StepCounts),
-        mut visit: impl FnMut(usize, Window<'_>) -> Result<(), EvalError>,
+        mut visit: impl FnMut(usize, Window<'s>) -> Result<(), EvalError>,
     ) -> Result<(), EvalError> {
         let columns = series.samples.columns();
         let histograms = &columns.histograms;
-        let (starts, histogram_starts): (&[i64], &[i64]) = match self.starts {
+        let (starts, histogram_starts): (&'s [i64], &'s [i64]) = match self.starts {
             StartTimestamps::Used => (&columns.start_timestamps, &histograms.start_timestamps),
             StartTimestamps::Ignored => (&[], &[]),
         };
@@ -415,18 +420,52 @@ impl Ranges {
         grid: &Grid,
         compute: impl Fn(&Evaluator<'_>, &SeriesName, usize, Window<'_>) -> Option<SampleValue> + Sync,
     ) -> Result<Block, EvalError> {
+        self.map_parts(evaluator, grid, |own, series| {
+            map_series(self, series, (own, grid), |name, step, window| compute(own, name, step, window))
+        })
+    }
+
+    /// [`Ranges::map_windows`] with something that `compute` may remember from window to window; results must not
+    /// depend on it.
+    pub(super) fn map_windows_with<S: Default>(
+        &self,
+        evaluator: &Evaluator<'_>,
+        grid: &Grid,
+        compute: impl Fn(&Evaluator<'_>, &mut S, &SeriesName, Window<'_>) -> Option<SampleValue> + Sync,
+    ) -> Result<Block, EvalError> {
+        self.map_parts(evaluator, grid, |own, series| {
+            let mut memory = S::default();
+            map_series(self, series, (own, grid), |name, _, window| compute(own, &mut memory, name, window))
+        })
+    }
+
+    /// [`Ranges::map_windows`] of which `fold` computes what it can: windows of floats only, several at a time.
+    pub(super) fn fold_windows(
+        &self,
+        evaluator: &Evaluator<'_>,
+        grid: &Grid,
+        fold: Fold,
+        compute: impl Fn(&Evaluator<'_>, &SeriesName, Window<'_>) -> Option<SampleValue> + Sync,
+    ) -> Result<Block, EvalError> {
+        self.map_parts(evaluator, grid, |own, series| {
+            fold_series(self, series, (own, grid), fold, |name, window| compute(own, name, window))
+        })
+    }
+
+    /// Gives parts of the series to `map`, at the same time where that is worth it, and puts the blocks together.
+    fn map_parts(
+        &self,
+        evaluator: &Evaluator<'_>,
+        grid: &Grid,
+        map: impl Fn(&Evaluator<'_>, &[RangeSeries]) -> Result<Block, EvalError> + Sync,
+    ) -> Result<Block, EvalError> {
         let parts = evaluator.parts(self.work(grid)).min(self.series.len());
         if parts <= 1 {
-            let compute =
-                |name: &SeriesName, step, window: Window<'_>| compute(evaluator, name, step, window);
-            return map_series(self, &self.series, (evaluator, grid), compute);
+            return map(evaluator, &self.series);
         }
         let length = self.series.len().div_ceil(parts);
         let cut: Vec<&[RangeSeries]> = self.series.chunks(length).collect();
-        let blocks = evaluator.in_parts(cut.len(), |own, at| {
-            let compute = |name: &SeriesName, step, window: Window<'_>| compute(own, name, step, window);
-            map_series(self, cut[at], (own, grid), compute)
-        })?;
+        let blocks = evaluator.in_parts(cut.len(), |own, at| map(own, cut[at]))?;
         let mut all = Block::new(grid.count, &evaluator.budget);
         for (block, annotations) in blocks {
             evaluator.annotations().merge(annotations);
@@ -471,6 +510,61 @@ fn map_series(
             }
             Ok(())
         })?;
+        if !column.as_row().is_empty() {
+            block.push_row(series.name.clone(), column.as_row())?;
+        }
+    }
+    evaluator.counts.add(&counts);
+    Ok(block)
+}
+
+/// Windows of floats that a [`Fold`] takes at a time.
+pub(super) const LANES: usize = 4;
+
+/// Computes one number of the floats of each of several windows, and of one.
+#[derive(Clone, Copy)]
+pub(super) struct Fold {
+    pub(super) several: fn([&[f64]; LANES]) -> [f64; LANES],
+    pub(super) one: fn(&[f64]) -> f64,
+}
+
+/// As [`map_series`]; windows of floats wait until there are enough for the fold.
+fn fold_series(
+    ranges: &Ranges,
+    series: &[RangeSeries],
+    (evaluator, grid): (&Evaluator<'_>, &Grid),
+    fold: Fold,
+    compute: impl Fn(&SeriesName, Window<'_>) -> Option<SampleValue>,
+) -> Result<Block, EvalError> {
+    let mut block = Block::new(grid.count, &evaluator.budget);
+    let mut column = Column::new(grid.count);
+    let mut counts = StepCounts::new(grid.count);
+    for series in series {
+        evaluator.check_cancelled()?;
+        column.clear();
+        let mut steps = [0; LANES];
+        let mut waiting: [&[f64]; LANES] = [&[]; LANES];
+        let mut count = 0;
+        ranges.slide(series, evaluator, (grid, &mut counts), |step, window| {
+            if !window.histograms.is_empty() {
+                if let Some(value) = compute(&series.name, window) {
+                    column.set(step, value);
+                }
+                return Ok(());
+            }
+            (steps[count], waiting[count]) = (step, window.values);
+            count += 1;
+            if count == LANES {
+                count = 0;
+                for (step, value) in steps.iter().zip((fold.several)(waiting)) {
+                    column.set(*step, SampleValue::Float(value));
+                }
+            }
+            Ok(())
+        })?;
+        for (step, values) in steps.iter().zip(waiting).take(count) {
+            column.set(*step, SampleValue::Float((fold.one)(values)));
+        }
         if !column.as_row().is_empty() {
             block.push_row(series.name.clone(), column.as_row())?;
         }
