@@ -1,6 +1,6 @@
 //! Random operations against a map: whatever happened, the engine answers what the map answers.
 //!
-//! Operations: append (floats and native histograms, in and out of order, duplicates, conflicts), flush, merge up to
+//! Operations: append and import (floats and native histograms, in and out of order, duplicates, conflicts), flush, merge up to
 //! days, delete, clean, retention by windows or by days, reopen, a kill at rest, and a kill at any named step of flush, merge, delete and retention. A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use saturn_model::{
     Buckets, CounterResetHint, Fingerprint, Histogram, Labels, MatchOp, STALE_NAN_BITS, Sample, Selection,
-    ShardBatch, ShardId, TenantId, TimestampMs, float_beats_histogram, resolve, resolve_histograms,
+    SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs, float_beats_histogram, resolve,
+    resolve_histograms,
 };
 use tempfile::TempDir;
 
@@ -26,7 +27,10 @@ use support::{Sending, append, labels, matcher, tenant};
 use crate::digest;
 use crate::keys::Window;
 use crate::past;
-use crate::{Engine, EngineOptions, Retention, STEPS, StepHook, StorageError};
+use crate::{
+    Engine, EngineOptions, ExportChunk, ExportCursor, ExportedSeries, Retention, STEPS, StepHook,
+    StorageError,
+};
 
 const SHARDS: u16 = 3;
 const RUNS: u64 = 500;
@@ -34,6 +38,7 @@ const WINDOW_MS: i64 = 7_200_000;
 const DAY_MS: i64 = 12 * WINDOW_MS;
 
 const DELETED: &str = "delete: tombstones written";
+const IMPORTED: &str = "import: committed";
 
 /// The step at which the next operation dies.
 type Armed = Arc<Mutex<Option<&'static str>>>;
@@ -285,9 +290,51 @@ impl World {
         assert!(again.iter().all(|outcome| outcome.unknown.is_empty()));
     }
 
+    /// Samples of one series, by the door for replicas: past head and log, all or nothing.
+    fn import(&mut self) {
+        let (tenant, labels) = self.random.pick(&self.universe).clone();
+        let shard = Self::shard_of(&tenant, &labels);
+        let samples: Vec<(i64, Value)> =
+            (0..=self.random.below(20)).map(|_| (self.random.time(), self.random.sample(&labels))).collect();
+        let mut windows: BTreeMap<Window, SeriesColumns> = BTreeMap::new();
+        for (timestamp, value) in &samples {
+            let window = Window::of(*timestamp).expect("in range");
+            let columns = windows.entry(window).or_default();
+            match value {
+                Value::Float(value) => columns.merge(&[*timestamp], &[*value]),
+                Value::Histogram(histogram) => {
+                    columns.merge_histograms(&[*timestamp], std::slice::from_ref(histogram))
+                }
+            }
+        }
+        let chunk = |(window, columns): (Window, SeriesColumns)| ExportChunk {
+            shard,
+            window_start: TimestampMs(window.start()),
+            series: vec![ExportedSeries {
+                tenant: tenant.clone(),
+                columns: SeriesColumns { labels: labels.clone(), ..columns },
+            }],
+            next: ExportCursor::from_bytes(&[0; ExportCursor::BYTES]).expect("as long as it must be"),
+        };
+        let chunks: Vec<ExportChunk> = windows.into_iter().map(chunk).collect();
+        let armed = self.arm();
+        let done = self.engine().importer(shard).and_then(|mut importer| importer.ingest(&chunks));
+        if self.settle(done, armed) && armed != Some(IMPORTED) {
+            return;
+        }
+        let known = self.model.entry((tenant, labels.as_encoded().into())).or_default();
+        for (timestamp, value) in samples {
+            known
+                .entry(timestamp)
+                .and_modify(|known| *known = known.resolve(&value))
+                .or_insert_with(|| value.clone());
+        }
+    }
+
     fn step(&mut self) {
         match self.random.below(24) {
-            0..11 => self.append(),
+            0..9 => self.append(),
+            9 | 10 => self.import(),
             11..14 => self.flush(),
             14..16 => self.maintain(),
             16 | 17 => self.delete(),
@@ -334,6 +381,7 @@ impl World {
             "retention: committed",
             "retention: tombstones written",
             DELETED,
+            IMPORTED,
         ];
         if uncertain.contains(&armed.expect("armed")) || self.random.one_in(2) {
             self.kill();

@@ -472,7 +472,7 @@ mod verify {
                     .expect("read");
             }
             let mut rows = RoaringBitmap::new();
-            let everything = RoaringBitmap::from_iter(0..10_000);
+            let everything = RoaringBitmap::from_iter(0..100_000);
             store
                 .rocks
                 .series_rows(shard.id, &everything, |row| {

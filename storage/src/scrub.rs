@@ -19,7 +19,7 @@ use crate::keys::SegmentKey;
 use crate::merge;
 use crate::rocks::Rocks;
 
-/// How often the files are opened anew if they change while that happens.
+/// How often everything is read at most, if readings differ.
 const ATTEMPTS: u32 = 5;
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// A wait for the rate is worth it from here on.
@@ -106,32 +106,45 @@ pub(crate) fn scrub(store: &Store) -> Result<CheckReport, StorageError> {
     Ok(report)
 }
 
+/// Reads everything until two readings in a row find the same. RocksDB replaces files of the index and its own log
+/// while they are read, and what that looks like is not damage.
 fn read_everything(dir: &Path, pace: &Pace<'_>) -> Result<CheckReport, StorageError> {
-    let mut attempt = 1;
-    loop {
+    let mut before: Option<CheckReport> = None;
+    for attempt in 1.. {
         let mut report = CheckReport::default();
-        let checked = Rocks::open_read_only(dir).and_then(|rocks| check::check(&rocks, pace, &mut report));
-        match checked {
-            // RocksDB may have replaced files of the index meanwhile, or its own log.
-            Ok(_) if attempt == ATTEMPTS || report.damage.iter().all(|damage| damage.segment.is_some()) => {
-                return Ok(report);
+        let opened = {
+            // What a row says is live must be there in the same view: nobody commits while it is taken.
+            let _no_commit = pace.store.next_segment.lock();
+            Rocks::open_read_only(dir)
+        };
+        match opened.and_then(|rocks| check::check(&rocks, pace, &mut report)) {
+            Ok(_) => {}
+            Err(error @ StorageError::Corrupt { .. }) => {
+                let what = check::text_of(&error);
+                report.add(check::Damage { file: "rocks".to_owned(), what, ..check::Damage::default() });
             }
             Err(StorageError::Closed) => return Err(StorageError::Closed),
-            Err(error @ StorageError::Corrupt { .. }) if attempt == ATTEMPTS => {
-                report.add(check::Damage {
-                    file: "rocks".to_owned(),
-                    what: check::text_of(&error),
-                    ..check::Damage::default()
-                });
-                return Ok(report);
-            }
             Err(error) if attempt == ATTEMPTS => return Err(error),
-            Ok(_) | Err(_) => {}
+            Err(_) => {
+                before = None;
+                pause(pace)?;
+                continue;
+            }
         }
-        attempt += 1;
-        if pace.store.maintenance_stop.wait(RETRY_AFTER) {
-            return Err(StorageError::Closed);
+        let is_confirmed = before.is_some_and(|before| before.damage == report.damage);
+        if report.is_clean() || is_confirmed || attempt == ATTEMPTS {
+            return Ok(report);
         }
+        before = Some(report);
+        pause(pace)?;
+    }
+    unreachable!("the last attempt returns")
+}
+
+fn pause(pace: &Pace<'_>) -> Result<(), StorageError> {
+    match pace.store.maintenance_stop.wait(RETRY_AFTER) {
+        true => Err(StorageError::Closed),
+        false => Ok(()),
     }
 }
 

@@ -155,3 +155,34 @@ fn a_scrub_ends_when_the_engine_is_closed() {
     engine.close().expect("closed");
     assert!(matches!(scrub.join().expect("no panic"), Err(StorageError::Closed)));
 }
+
+#[test]
+fn flushes_merges_and_deletions_meanwhile_are_no_damage() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(options(dir.path()));
+    let churn = {
+        let engine = engine.clone();
+        std::thread::spawn(move || {
+            for round in 0..40 {
+                fill(&engine, round * 5, round * 5 + 40);
+                if round % 4 == 1 {
+                    let some = format!("00{}.", round % 10);
+                    let some = saturn_model::Matcher::new("n", saturn_model::MatchOp::Regex, &some);
+                    engine.delete_series(&everything(vec![some.expect("valid")])).expect("deleted");
+                }
+                if round % 3 == 2 {
+                    engine.maintain(TimestampMs(100 * WINDOW_MS)).expect("merged");
+                }
+            }
+        })
+    };
+    let mut scrubs = 0;
+    while !churn.is_finished() || scrubs == 0 {
+        let report = engine.scrub().expect("scrubbed");
+        assert!(report.is_clean(), "after {scrubs} scrubs: {report:?}");
+        scrubs += 1;
+    }
+    churn.join().expect("no panic");
+    assert!(engine.scrub().expect("scrubbed").is_clean());
+    assert!(engine.store().quarantine.lock().is_empty());
+}
