@@ -51,13 +51,15 @@ pub struct Backfill {
 /// If engines fail, or do not hold the same in the end.
 pub async fn measure_backfill(live: &Load, old: &Load, folder: &Path) -> Result<Backfill> {
     let first = open(&folder.join("alone"))?;
-    let alone = send(&first, old).await?;
+    let alone = send_and_flush(&first, old).await?;
     let second = open(&folder.join("beside-live"))?;
     send(&second, live).await?;
-    let beside_live = send(&second, old).await?;
+    let beside_live = send_and_flush(&second, old).await?;
     let third = open(&folder.join("by-door"))?;
     send(&third, live).await?;
+    let in_memory = third.stats().head_samples;
     let by_door = take(&first, &third)?;
+    ensure!(in_memory == live.samples && third.stats().head_samples == in_memory, "memory was disturbed");
     let window = |ms: i64| ms.div_euclid(WINDOW_MS);
     for start in window(old.end_ms - old.span_ms)..window(old.end_ms) {
         for shard in (0..SHARDS).map(ShardId) {
@@ -80,21 +82,27 @@ fn open(folder: &Path) -> Result<Engine> {
 }
 
 /// Appends the load and flushes it.
-async fn send(engine: &Engine, load: &Load) -> Result<BackfillFigures> {
-    let tenant = TenantId::new(TENANT)?;
-    let fingerprints = FingerprintCache::new(FINGERPRINTS_MAX);
+async fn send_and_flush(engine: &Engine, load: &Load) -> Result<BackfillFigures> {
     let started = process_cpu_seconds("self")?;
+    let head_bytes_max = send(engine, load).await?;
+    engine.flush()?;
+    let cpu_seconds = process_cpu_seconds("self")? - started;
+    Ok(BackfillFigures { samples: load.samples, cpu_seconds, head_bytes_max })
+}
+
+/// Appends the load. Returns the most bytes that were in memory.
+async fn send(engine: &Engine, load: &Load) -> Result<u64> {
+    let tenant = TenantId::new(TENANT)?;
+    let known = FingerprintCache::new(FINGERPRINTS_MAX);
     let mut head_bytes_max = 0;
     for body in &load.requests {
-        while let Err(error) = append(engine.clone(), cut(body, &tenant, &fingerprints)?).await {
+        while let Err(error) = append(engine.clone(), cut(body, &tenant, &known)?).await {
             ensure!(is_overload(&error), error);
             tokio::time::sleep(RETRY_AFTER).await;
         }
         head_bytes_max = head_bytes_max.max(engine.stats().head_bytes);
     }
-    engine.flush()?;
-    let cpu_seconds = process_cpu_seconds("self")? - started;
-    Ok(BackfillFigures { samples: load.samples, cpu_seconds, head_bytes_max })
+    Ok(head_bytes_max)
 }
 
 fn is_overload(error: &anyhow::Error) -> bool {
@@ -136,6 +144,7 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let figures = measure_backfill(&live, &old, folder.path()).await?;
         assert_eq!((figures.alone.samples, figures.by_door.samples), (100_000, 100_000));
+        assert!(figures.by_door.head_bytes_max > 0, "{figures:?}");
         Ok(())
     }
 }
