@@ -93,7 +93,7 @@ impl Peer {
 
     /// Kills it, and starts it again on the same data; returns when it is ready.
     pub async fn kill_and_restart(&mut self) -> Result<()> {
-        self.process.signal_kill()?;
+        self.process.kill9()?;
         self.process = spawn(self.kind, self.folder.path(), &self.address)?;
         self.wait_ready().await
     }
