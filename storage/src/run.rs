@@ -170,6 +170,16 @@ impl Run {
             let last = chunk.bounds().map_or(i64::MIN, |(_, last)| last);
             let (joining, rest) = late.split_at(late.partition_point(|(t, _)| *t <= last));
             late = rest;
+            // Old samples in bulk become chunks of their own: what is behind them need not be encoded again.
+            let first = chunk.bounds().map_or(i64::MIN, |(first, _)| first);
+            let (old, rest) = joining.split_at(joining.partition_point(|(t, _)| *t < first));
+            let joining = if old.len() >= LATE_MAX / 2 {
+                let old: (Vec<i64>, Vec<f64>) = old.iter().copied().unzip();
+                merged.extend(encode(&old.0, &old.1));
+                rest
+            } else {
+                joining
+            };
             if joining.is_empty() {
                 merged.push(chunk);
                 continue;
