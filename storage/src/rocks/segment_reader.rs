@@ -97,13 +97,22 @@ impl SegmentReader<'_> {
         mask: &Mask,
         columns: &mut SeriesColumns,
     ) -> Result<(), StorageError> {
+        let masked = mask.hides_some_of(ordinal).then_some((mask, ordinal));
+        self.each_chunk(series, |reader, at| reader.add(at, range, masked, columns))
+    }
+
+    /// Goes through the chunks of `series`.
+    fn each_chunk(
+        &mut self,
+        series: &SeriesKey,
+        mut each: impl FnMut(&mut Self, usize) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
         let Some(mut at) = self.find(series)? else {
             // Leaving it out would be a silent hole.
             return Err(self.damaged("a series is missing"));
         };
-        let is_masked = mask.hides_some_of(ordinal);
         loop {
-            self.add(at, range, is_masked.then_some((mask, ordinal)), columns)?;
+            each(self, at)?;
             at += 1;
             self.place = Place::Chunk(at);
             if at < self.page.len() {
@@ -133,27 +142,10 @@ impl SegmentReader<'_> {
         series: &SeriesKey,
         mut each: impl FnMut(ChunkInfo),
     ) -> Result<(), StorageError> {
-        let Some(mut at) = self.find(series)? else {
-            return Err(self.damaged("a series is missing"));
-        };
-        loop {
-            each(self.describe_chunk(at)?);
-            at += 1;
-            self.place = Place::Chunk(at);
-            if at < self.page.len() {
-                if !self.page.continues(at) {
-                    return Ok(());
-                }
-                continue;
-            }
-            if !self.page.goes_on() {
-                return Ok(());
-            }
-            if !self.step()? || self.page.compare(0, series) != Ordering::Equal {
-                return Err(self.damaged("a part of a series is missing"));
-            }
-            at = 0;
-        }
+        self.each_chunk(series, |reader, at| {
+            each(reader.describe_chunk(at)?);
+            Ok(())
+        })
     }
 
     fn describe_chunk(&mut self, at: usize) -> Result<ChunkInfo, StorageError> {
