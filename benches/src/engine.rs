@@ -14,7 +14,7 @@ use saturn_model::{
 };
 use saturn_proto::remote_write::{self, TimeSeries};
 use saturn_proto::snappy;
-use saturn_storage::{Engine, EngineOptions};
+use saturn_storage::{Engine, EngineOptions, Offline};
 
 use tokio::task::JoinSet;
 
@@ -57,6 +57,10 @@ pub struct EngineFigures {
     pub flushed_bytes: u64,
     /// The data directory after all merges, in bytes.
     pub merged_bytes: u64,
+    /// Of it, the tables with samples.
+    pub merged_data_bytes: u64,
+    /// Of it, the index.
+    pub merged_index_bytes: u64,
 }
 
 /// One request, cut into batches.
@@ -83,6 +87,8 @@ pub async fn measure_engine(load: &Load, folder: &Path) -> Result<EngineFigures>
         written_bytes: 0,
         flushed_bytes: 0,
         merged_bytes: 0,
+        merged_data_bytes: 0,
+        merged_index_bytes: 0,
     };
     let (mut tasks, mut next_flush) = (JoinSet::new(), i64::MIN);
     let fingerprints = FingerprintCache::new(FINGERPRINTS_MAX);
@@ -125,6 +131,8 @@ pub async fn measure_engine(load: &Load, folder: &Path) -> Result<EngineFigures>
     drop(engine);
     figures.written_bytes = written_bytes("self")? - written_before;
     figures.merged_bytes = disk_bytes(folder)?;
+    let stats = Offline::open(folder)?.stats()?;
+    (figures.merged_data_bytes, figures.merged_index_bytes) = (stats.data_bytes, stats.index_bytes);
     Ok(figures)
 }
 

@@ -169,6 +169,11 @@ async fn engine(load: &Load) -> Result<()> {
     println!("| written to disk for all of it | {:.2} bytes |", figures.written_bytes as f64 / samples);
     println!("| data directory, flushed | {:.3} bytes |", figures.flushed_bytes as f64 / samples);
     println!("| data directory, merged | {:.3} bytes |", figures.merged_bytes as f64 / samples);
+    println!(
+        "| ... of it samples with their keys and times | {:.3} bytes |",
+        figures.merged_data_bytes as f64 / samples
+    );
+    println!("| ... of it the index | {:.3} bytes |", figures.merged_index_bytes as f64 / samples);
     Ok(())
 }
 
