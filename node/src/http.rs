@@ -25,7 +25,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use saturn_model::{Limits, TenantId};
+use saturn_model::TenantId;
 use saturn_query_frontend::Frontend;
 use saturn_replication::Coordinator;
 use saturn_ring::{NodeId, Zone};
@@ -57,8 +57,7 @@ pub(crate) struct App {
     pub(crate) serving: Arc<OnceLock<Serving>>,
     pub(crate) ring: RingStatus,
     pub(crate) settings: Listing,
-    pub(crate) limits: Arc<Limits>,
-    /// What write requests are held against.
+    /// The limits, and what write requests are held against.
     pub(crate) gate: Arc<Gate>,
     pub(crate) default_tenant: TenantId,
     /// Whether the admin endpoints are on.

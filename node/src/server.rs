@@ -234,7 +234,6 @@ impl Node {
             serving: Arc::clone(&self.serving),
             ring,
             settings: config.listing.clone(),
-            limits: Arc::clone(&self.limits),
             gate: Arc::new(Gate::new(Arc::clone(&self.limits))),
             default_tenant: config.default_tenant.clone(),
             admin: config.admin,

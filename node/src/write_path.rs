@@ -75,7 +75,7 @@ pub(crate) enum Protocol {
 /// What requests are held against.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    limits: Arc<Limits>,
+    pub(crate) limits: Arc<Limits>,
     /// Of series within the limits.
     fingerprints: FingerprintCache,
 }

@@ -1,9 +1,8 @@
 //! The engine: what the rest of Saturn calls.
 //!
 //! Invariants: an append that returned is in the log, synced (but see `durability.rs`), and visible to every later
-//! read; a request
-//! that contradicts itself changes nothing of its shard; after an error of the log nothing is acknowledged
-//! any more, while reads go on. This file wires the parts together; each part's own file says how it works.
+//! read; a request that contradicts itself changes nothing of its shard; after an error of the log nothing is
+//! acknowledged any more, while reads go on. This file wires the parts together; each part's own file says how it works.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -428,6 +427,11 @@ impl Store {
 
     pub(crate) fn temporary_dir(&self) -> PathBuf {
         temporary_dir(&self.options.dir)
+    }
+
+    /// Where the table file of this window and number is made.
+    pub(crate) fn table_path(&self, window: Window, number: u64) -> PathBuf {
+        self.temporary_dir().join(format!("{number:08}-{:08x}.sst", window.0))
     }
 
     pub(crate) fn known_shard(&self, shard: ShardId) -> Option<Arc<Shard>> {

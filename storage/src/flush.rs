@@ -288,7 +288,7 @@ fn write_tables(store: &Store, taken: &[(Arc<Shard>, Taken)], number: u64) -> Re
     let (mut timestamps, mut values) = (Vec::new(), Vec::new());
     for pieces in cut(taken).chunk_by(|a, b| a.window == b.window) {
         let window = pieces[0].window;
-        let path = store.temporary_dir().join(format!("{number:08}-{:08x}.sst", window.0));
+        let path = store.table_path(window, number);
         let mut table = LazyTable::new(&store.rocks, path);
         for pieces in pieces.chunk_by(|a, b| a.shard == b.shard) {
             let (shard, taken) = &taken[pieces[0].shard];

@@ -228,7 +228,7 @@ fn write(
     (window, number): (Window, u64),
     series: &[Incoming],
 ) -> Result<(Arc<Segment>, std::path::PathBuf), StorageError> {
-    let path = store.temporary_dir().join(format!("{number:08}-{:08x}.sst", window.0));
+    let path = store.table_path(window, number);
     let mut table = LazyTable::new(&store.rocks, path);
     let key = SegmentKey { window, segment: number, shard: shard.id };
     let mut writer = SegmentWriter::new(&mut table, key, Span::Window);

@@ -8,18 +8,19 @@
 //! * `start.rs`: from files to a running engine, replay by several threads, and its progress.
 //! * `wal/`: the log with group commit, its format, replay, and what counts as damage.
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `codec/`: columns as bytes.
-//! * `merge.rs`: fewer segments; `retention.rs`: none that are too old; `maintenance.rs`: when both happen;
-//!   `tombstones.rs`: deleting series.
-//! * `digest.rs`: what replicas compare; `snapshot.rs`, `import.rs`: what they give each other. `check.rs`: everything on disk, read through its checksums; `scrub.rs`: of
-//!   a running engine; `offline.rs`: of a directory that nobody has open.
-//! * `segment.rs`, `page.rs`: a window's samples as rows of RocksDB, the same whoever writes them.
+//! * `merge.rs`: fewer segments, at last one a day; `retention.rs`: none that are too old; `maintenance.rs`: when both
+//!   happen; `tombstones.rs`: deleting series.
+//! * `digest.rs`: what replicas compare; `snapshot.rs`, `import.rs`: what they give each other.
+//! * `check.rs`: everything on disk, read through its checksums; `scrub.rs`: of a running engine; `offline.rs`: of a
+//!   directory that nobody has open.
+//! * `segment.rs`, `page.rs`: samples of a span of time as rows of RocksDB, the same whoever writes them.
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
 //! * `index.rs`: the series in memory, matchers to series; `past.rs`, `day_rows.rs`: those that left it.
 //! * `notes.rs`: exemplars and metadata.
 //! * `read.rs`: series to merged samples; `labels.rs`: what series and labels there are.
-//! * `retention.rs`, `maintenance.rs`: what is too old, and when that is looked at.
 //! * `steps.rs`: where tests let operations die.
-//! * `durability.rs`: what an acknowledgement means; `disk.rs`: room on the disk; `wire.rs`: varints; `metrics.rs`, `options.rs`, `error.rs`.
+//! * `durability.rs`: what an acknowledgement means; `disk.rs`: room on the disk; `wire.rs`: varints; `metrics.rs`,
+//!   `options.rs`, `error.rs`.
 //!
 //! This crate admits samples of any age and any tenant: quotas, limits and ages are the front door's.
 //! It never asks who owns a shard. It asks the wall clock only which windows are closed or expired.

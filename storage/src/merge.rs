@@ -314,7 +314,7 @@ fn is_worth_merging(group: &[&Arc<Segment>], span: Span, next_segment: u64) -> b
 
 fn merge(store: &Store, job: &Job) -> Result<(), Failure> {
     let Job { number, scope: Scope { span, window }, inputs } = job;
-    let path = store.temporary_dir().join(format!("{number:08}-{:08x}.sst", window.0));
+    let path = store.table_path(*window, *number);
     let mut table = LazyTable::new(&store.rocks, path);
     let mut merged = Vec::with_capacity(inputs.len());
     for input in inputs {

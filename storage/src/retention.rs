@@ -1,8 +1,9 @@
-//! Retention: windows that are too old go.
+//! Retention: days that are too old go.
 //!
-//! Time is kept in whole days (UTC), per tenant; in whole windows of 2 h if most is kept for less than two days. A window in which nobody's samples are kept any more goes
-//! as files, at no cost. Where tenants keep different times, those whose time is over are hidden by a tombstone
-//! at once, and the next merge of the window leaves them out: one rewrite of a window per distinct retention.
+//! Time is kept in whole days (UTC), per tenant; in whole windows of 2 h if the default is less than two days. A segment
+//! of which nobody's samples are kept any more goes as a file, at no cost. Where tenants keep different times, those
+//! whose time is over are hidden by a tombstone at once, and the next merge leaves them out: one rewrite of a day (or
+//! window) per distinct retention.
 //!
 //! 1. One synced write to `meta` takes the rows of segments without kept samples out; then memory, then files,
 //!    as in a merge (`merge.rs`).

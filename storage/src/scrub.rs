@@ -1,9 +1,9 @@
 //! The scrub: from time to time everything on disk is read, so that damage is found while other replicas are whole.
 //!
 //! It looks through a read-only handle of its own (`rocks/read_only.rs`) at the files as they are, no faster than the
-//! engine's options allow, while appends, queries, flushes and merges go on. `check.rs` says what is checked. A shard's segments with
-//! damage are left alone by merges from then on, and the report and the log name what was found; reads of damaged series fail, all
-//! others go on.
+//! engine's options allow, while appends, queries, flushes and merges go on. `check.rs` says what is checked. A shard's
+//! segments with damage are left alone by merges from then on, and the report and the log name what was found; reads of
+//! damaged series fail, all others go on.
 
 use std::io;
 use std::ops::ControlFlow;

@@ -26,7 +26,7 @@ pub(crate) async fn query(
     if end < start {
         return Err(ApiError::bad_data("end timestamp must not be before start timestamp"));
     }
-    let limits = ParseLimits { query_bytes_max: app.limits.query_bytes_max, ..ParseLimits::default() };
+    let limits = ParseLimits { query_bytes_max: app.gate.limits.query_bytes_max, ..ParseLimits::default() };
     let expr = parse_with_limits(params.get("query").unwrap_or_default(), &limits);
     // Here, Prometheus does not name the parameter.
     let expr = expr.map_err(|e| ApiError::bad_data(e.to_string()))?;

@@ -29,11 +29,11 @@ pub(crate) async fn federate(
     let now = clock::unix_ms();
     // By name first: an exposition keeps a metric's series together.
     let mut newest: BTreeMap<(String, Labels), (i64, f64)> = BTreeMap::new();
-    let budget = Arc::new(SampleBudget::new(app.limits.query_samples_max));
+    let budget = Arc::new(SampleBudget::new(app.gate.limits.query_samples_max));
     for matchers in params.selectors()? {
         let (start, end) = (TimestampMs(now - LOOKBACK_MS + 1), TimestampMs(now));
         let selection = Selection { tenant: tenant.clone(), matchers, start, end };
-        let answer = coordinator.select(&selection, app.limits.query_series_max, &budget).await;
+        let answer = coordinator.select(&selection, app.gate.limits.query_series_max, &budget).await;
         let answer = answer.map_err(ApiError::from)?;
         // The format has no place for warnings, and a silent gap would look like vanished series.
         if let Some(text) = describe_missing(&answer.completeness).into_iter().next() {

@@ -35,7 +35,7 @@ pub(crate) async fn read(
     Tenant(tenant): Tenant,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let decoded = snappy::decompress(&body, app.limits.write_decoded_bytes_max);
+    let decoded = snappy::decompress(&body, app.gate.limits.write_decoded_bytes_max);
     let decoded = decoded.map_err(|e| ApiError::bad_data(e.to_string()))?;
     let request = ReadRequest::decode(decoded.as_slice()).map_err(|e| ApiError::bad_data(e.to_string()))?;
     let form = match request.accepted_response_types.as_slice() {
@@ -46,7 +46,7 @@ pub(crate) async fn read(
             .ok_or_else(|| ApiError::bad_data(format!("none of the response types {wanted:?} is known")))?,
     };
     let mut results = Vec::with_capacity(request.queries.len());
-    let budget = Arc::new(SampleBudget::new(app.limits.query_samples_max));
+    let budget = Arc::new(SampleBudget::new(app.gate.limits.query_samples_max));
     for query in &request.queries {
         results.push(select(&app, &tenant, query, &budget).await?);
     }
@@ -66,7 +66,7 @@ async fn select(
         start: TimestampMs(query.start_timestamp_ms),
         end: TimestampMs(query.end_timestamp_ms),
     };
-    let answer = serving(app)?.coordinator.select(&selection, app.limits.query_series_max, budget).await;
+    let answer = serving(app)?.coordinator.select(&selection, app.gate.limits.query_series_max, budget).await;
     let answer = answer.map_err(|error| match error {
         ReadError::TooManySamples(OverBudget { samples_max }) => {
             ApiError::bad_data(format!("exceeded sample limit ({samples_max})"))

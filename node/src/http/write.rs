@@ -108,7 +108,7 @@ async fn handle(
         ));
     };
 
-    let bytes_max = app.limits.write_body_bytes_max;
+    let bytes_max = app.gate.limits.write_body_bytes_max;
     let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let announced: usize = announced.unwrap_or(bytes_max);
     let too_large = || {
@@ -120,13 +120,14 @@ async fn handle(
     }
     let _body_budget = reserve(app, announced)?;
     let body = axum::body::to_bytes(body, bytes_max).await.map_err(|_| too_large())?;
-    let claimed = snappy::claimed_len(&body, app.limits.write_decoded_bytes_max).map_err(refuse_wire)?;
+    let claimed = snappy::claimed_len(&body, app.gate.limits.write_decoded_bytes_max).map_err(refuse_wire)?;
     let _decoded_budget = reserve(app, claimed)?;
     let _written_out_budget = match protocol {
         Protocol::One => None,
         // With each text in its places, a request is some times as large.
         Protocol::Two => {
-            let bytes = claimed.saturating_mul(WRITTEN_OUT_FACTOR).min(app.limits.write_decoded_bytes_max);
+            let bytes =
+                claimed.saturating_mul(WRITTEN_OUT_FACTOR).min(app.gate.limits.write_decoded_bytes_max);
             Some(reserve(app, bytes)?)
         }
     };

@@ -31,9 +31,9 @@
 //! * in the last one, with no valid mark behind it: the torn tail of a power cut. Nothing in the
 //!   last group was acknowledged unless its fdatasync returned; the tail is cut off.
 //!
-//! The one thing that this cannot tell from a torn tail is damage to the very last group after it was
-//! acknowledged; beyond what the durable position (`position.rs`) proves, that is. To keep that gap short, a log that is idle for a second, and one that is closed, gets a
-//! closing mark of its own.
+//! The one thing that this cannot tell from a torn tail is damage to the very last group after it was acknowledged;
+//! beyond what the durable position (`position.rs`) proves, that is. To keep that gap short, a log that is idle for a
+//! second, and one that is closed, gets a closing mark of its own.
 //!
 //! Starting always begins a new segment, so a file is never appended to by two processes.
 //!
