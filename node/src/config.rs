@@ -14,6 +14,7 @@ mod yaml;
 use std::collections::HashMap;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
@@ -66,6 +67,8 @@ pub(crate) struct Config {
     pub(crate) retention: Retention,
     /// What else is set of the storage engine.
     pub(crate) storage: StorageConfig,
+    /// Most bytes of shards that the node takes in a second; `None`: no limit.
+    pub(crate) moves_bytes_per_second: Option<NonZeroU64>,
     /// Whether the admin endpoints are on.
     pub(crate) admin: AdminApi,
     /// Least severe level that is logged: error, warn, info, debug or trace.
@@ -169,6 +172,7 @@ impl Config {
             secret: given.set(settings::CLUSTER_SECRET_FILE).map(read_secret).transpose()?,
             retention: retention::read(&given)?,
             storage: StorageConfig::read(&given)?,
+            moves_bytes_per_second: NonZeroU64::new(given.value(settings::MOVES_RATE).integer()?),
             admin: if given.value(settings::ENABLE_ADMIN_API).switch()? {
                 AdminApi::Enabled
             } else {

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::replica::Replica;
+use crate::transfer::source;
 use crate::wire;
 
 /// Size at which an answer's frame is sent.
@@ -25,6 +26,7 @@ pub(crate) struct PeerService {
     /// Empty until this node belongs to a cluster.
     pub(crate) replica: Arc<OnceLock<Replica>>,
     pub(crate) placement: Arc<OnceLock<Arc<PlacementHandle>>>,
+    pub(crate) streams: source::Streams,
 }
 
 type FrameStream = ReceiverStream<Result<peer::SelectFrame, Status>>;
@@ -74,6 +76,7 @@ fn send_series(
 #[tonic::async_trait]
 impl Peer for PeerService {
     type SelectStream = FrameStream;
+    type StreamShardStream = source::FrameStream;
 
     async fn append(
         &self,
@@ -125,6 +128,26 @@ impl Peer for PeerService {
         let replica = self.replica(&message.cluster)?;
         let request = wire::erase_request_from(&message).map_err(invalid)?;
         Ok(Response::new(wire::erase_reply_message(replica.erase(request).await)))
+    }
+
+    async fn stream_shard(
+        &self,
+        request: Request<peer::StreamShardRequest>,
+    ) -> Result<Response<source::FrameStream>, Status> {
+        let message = request.into_inner();
+        let replica = self.replica(&message.cluster)?;
+        let request = source::stream_request_from(&message).map_err(invalid)?;
+        Ok(Response::new(self.streams.start(replica, request)?))
+    }
+
+    async fn shard_digest(
+        &self,
+        request: Request<peer::ShardDigestRequest>,
+    ) -> Result<Response<peer::ShardDigestReply>, Status> {
+        let message = request.into_inner();
+        let replica = self.replica(&message.cluster)?;
+        let (shard, windows) = source::digest_request_from(&message).map_err(invalid)?;
+        Ok(Response::new(source::digest_reply(replica, shard, windows).await))
     }
 
     async fn pull_placement(

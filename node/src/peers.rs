@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::gossip::View;
 use crate::replica::Replica;
 use crate::rpc_auth::Token;
-use crate::wire;
+use crate::{transfer, wire};
 
 /// Largest message between nodes, both ways.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -38,6 +38,8 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 enum Lane {
     Append,
     Read,
+    /// Whole shards: a stream that waits must not fill the windows of the others.
+    Transfer,
 }
 
 /// A client of one peer; each call proves that this node knows the cluster's secret.
@@ -103,7 +105,12 @@ impl NodePeers {
         Ok(self.connections.client(member.grpc_addr, lane))
     }
 
-    fn cluster_bytes(&self) -> bytes::Bytes {
+    /// A client for whole shards.
+    pub(crate) fn transfer_client(&self, node: &NodeId) -> Result<Client, PeerError> {
+        Ok(self.client(node, Lane::Transfer)?.max_decoding_message_size(transfer::FRAME_BYTES_MAX))
+    }
+
+    pub(crate) fn cluster_bytes(&self) -> bytes::Bytes {
         bytes::Bytes::copy_from_slice(self.cluster.0.as_bytes())
     }
 }

@@ -37,6 +37,17 @@ impl Replica {
         }
     }
 
+    /// As [`Replica::check`], for those who take the shard from here: only a node that fills a slot, and that has
+    /// stored exactly this epoch, may be their source.
+    pub(crate) fn check_source(&self, shard: ShardId, epoch: Epoch) -> Result<(), ShardRefusal> {
+        self.check(shard, epoch)?;
+        let placement = self.placement.load();
+        match placement.record(shard) {
+            Some(record) if record.slots.contains(&self.id) => Ok(()),
+            _ => Err(ShardRefusal::NotOwner),
+        }
+    }
+
     /// Stores the batches whose epoch is current; answers when they are durable.
     pub(crate) async fn append(&self, request: AppendRequest) -> Vec<BatchReply> {
         let mut replies = Vec::with_capacity(request.batches.len());

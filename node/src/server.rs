@@ -28,6 +28,7 @@ use crate::read_path::QuorumSource;
 use crate::replica::Replica;
 use crate::ring_status::RingStatus;
 use crate::rpc_auth::Token;
+use crate::transfer::source::Streams;
 use crate::write_path::Gate;
 use crate::{clock, http};
 
@@ -271,8 +272,11 @@ impl Node {
         listener: TcpListener,
         drained: impl Future<Output = ()> + Send + 'static,
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        let service =
-            PeerService { replica: Arc::clone(&self.replica), placement: Arc::clone(&self.placement) };
+        let service = PeerService {
+            replica: Arc::clone(&self.replica),
+            placement: Arc::clone(&self.placement),
+            streams: Streams::default(),
+        };
         let service = PeerServer::new(service)
             .max_decoding_message_size(peers::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(peers::MESSAGE_BYTES_MAX);

@@ -93,7 +93,7 @@ pub(crate) fn append_reply(
     message.batches.into_iter().zip(&request.batches).map(reply).collect()
 }
 
-fn refusal_message(refusal: ShardRefusal) -> peer::Refusal {
+pub(crate) fn refusal_message(refusal: ShardRefusal) -> peer::Refusal {
     use peer::refusal::Kind;
     let (kind, record, text) = match refusal {
         ShardRefusal::Stale(record) => (Kind::StaleEpoch, Some(record), String::new()),
@@ -109,7 +109,7 @@ fn refusal_message(refusal: ShardRefusal) -> peer::Refusal {
     peer::Refusal { kind: kind.into(), record, text }
 }
 
-fn refusal_from(refusal: peer::Refusal) -> Result<ShardRefusal, PeerError> {
+pub(crate) fn refusal_from(refusal: peer::Refusal) -> Result<ShardRefusal, PeerError> {
     use peer::refusal::Kind;
     Ok(match refusal.kind() {
         Kind::StaleEpoch => {

@@ -23,8 +23,10 @@ use saturn_model::{
 use crate::check::CheckReport;
 use crate::digest;
 use crate::disk::Disk;
+use crate::drop_shard;
 use crate::durability::Durability;
 use crate::error::StorageError;
+use crate::exported::ExportedNotes;
 use crate::flush::{self, FlushSignal};
 use crate::import::{self, Importer};
 use crate::index::Dictionary;
@@ -91,6 +93,8 @@ pub(crate) struct Store {
     pub(crate) merging: Mutex<()>,
     /// What merges leave alone, because it is damaged or too dense.
     pub(crate) quarantine: Mutex<HashSet<(ShardId, merge::Scope)>>,
+    /// How many samples of dropped shards lie in tables that others need, since the engine was opened.
+    pub(crate) dropped: Mutex<HashMap<merge::Scope, u64>>,
     /// Held while everything is read.
     pub(crate) scrubbing: Mutex<()>,
     /// Signed: a flush may count samples out before their append has counted them in.
@@ -327,6 +331,23 @@ impl Engine {
         import::importer(&self.inner.store, shard)
     }
 
+    /// The exemplars and metadata that the shard has now, in pieces of about `chunk_bytes`, for another replica
+    /// ([`Importer::ingest_notes`]). Those of one series may be in several.
+    pub fn export_notes(&self, shard: ShardId, chunk_bytes: usize) -> Vec<ExportedNotes> {
+        let Some(known) = self.inner.store.known_shard(shard) else { return Vec::new() };
+        known.notes.lock().export(shard, chunk_bytes)
+    }
+
+    /// Removes all that this node has of the shard: samples, series, exemplars, metadata, deletions. When this
+    /// returns, that is durable; the space comes back with merges, at the latest with retention. What is appended or
+    /// imported later is kept as in a shard that is new. Flushes all shards first. Blocks.
+    ///
+    /// # Errors
+    /// Those of a flush, `Unavailable` on IO errors: call it again. The shard is whole or gone then, nothing between.
+    pub fn drop_shard(&self, shard: ShardId) -> Result<(), StorageError> {
+        drop_shard::drop_shard(&self.inner.store, shard)
+    }
+
     /// The engine's figures now.
     pub fn stats(&self) -> EngineStats {
         let store = &self.inner.store;
@@ -410,6 +431,7 @@ impl Store {
             graveyard: Mutex::default(),
             merging: Mutex::default(),
             quarantine: Mutex::default(),
+            dropped: Mutex::default(),
             scrubbing: Mutex::default(),
             head_samples: AtomicI64::new(0),
             head_bytes: AtomicI64::new(0),

@@ -18,12 +18,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use roaring::RoaringBitmap;
-use saturn_model::{Fingerprint, SeriesColumns, ShardId};
+use saturn_model::{Fingerprint, SeriesColumns, SeriesExemplars, ShardId};
 
 use crate::day_rows::{Day, DayRows};
 use crate::engine::Store;
 use crate::error::StorageError;
+use crate::exported::ExportedNotes;
 use crate::keys::{Segment, SegmentKey, SeriesKey, SeriesRow, Span, Window};
+use crate::notes::Dropped;
 use crate::past;
 use crate::rocks::IndexWrite;
 use crate::segment::{LazyTable, Samples, SegmentWriter};
@@ -115,6 +117,48 @@ impl Importer<'_> {
         store.disk_segments.fetch_add(segments, Ordering::Relaxed);
         store.metrics.imported_samples.inc_by(samples);
         Ok(Imported { samples, segments, new_series: (self.ordinals.len() - known_before) as u64 })
+    }
+
+    /// Takes exemplars and metadata, within this node's limits. When this returns, they are durable and every query
+    /// sees them. Blocks, also for as long as a flush or merge runs.
+    ///
+    /// # Errors
+    /// `Invalid` if they are of another shard, and nothing is stored; `Failed` if the engine failed; `Unavailable` on
+    /// IO errors: it may be tried again.
+    pub fn ingest_notes(&self, chunks: &[ExportedNotes]) -> Result<(), StorageError> {
+        let store = self.store;
+        store.wal().check()?;
+        store.check_disk()?;
+        if let Some(other) = chunks.iter().find(|chunk| chunk.shard != self.shard.id) {
+            let reason = format!("notes of shard {} are not for shard {}", other.shard, self.shard.id);
+            return Err(StorageError::Invalid { reason });
+        }
+        // A flush writes what changed, too.
+        let _no_flush = store.next_segment.lock();
+        let (mut dropped, limits) = (Dropped::default(), store.note_limits());
+        let changed = {
+            let mut notes = self.shard.notes.lock();
+            for ExportedNotes { tenant, exemplars, metadata, .. } in chunks {
+                for SeriesExemplars { labels, exemplars } in exemplars.iter().filter(|_| limits.exemplars > 0)
+                {
+                    let series = (Fingerprint::of(tenant, labels.as_encoded()), labels);
+                    for exemplar in exemplars {
+                        notes.add_exemplar(tenant, series, exemplar.clone(), limits, &mut dropped);
+                    }
+                }
+                for metadata in metadata {
+                    notes.import_metadata(tenant, metadata.clone(), limits, &mut dropped);
+                }
+            }
+            notes.take_changed(self.shard.id)
+        };
+        let committed = store.rocks.commit_notes(&changed).and_then(|()| store.failpoint("notes: committed"));
+        if committed.is_err() {
+            self.shard.notes.lock().mark_changed(&changed);
+        }
+        store.metrics.dropped_exemplars.inc_by(dropped.exemplars);
+        store.metrics.dropped_metadata.inc_by(dropped.metadata);
+        committed
     }
 
     /// What came, by window and in the order of segments, checked. Ordinals are still to be given.

@@ -10,7 +10,8 @@
 //! * `flush.rs`: from memory to RocksDB, step by step, safe at each; `codec/`: columns as bytes.
 //! * `merge.rs`: fewer segments, at last one a day; `retention.rs`: none that are too old; `maintenance.rs`: when both
 //!   happen; `tombstones.rs`: deleting series.
-//! * `digest.rs`: what replicas compare; `snapshot.rs`, `import.rs`: what they give each other.
+//! * `digest.rs`: what replicas compare; `snapshot.rs`, `import.rs`: what they give each other, `exported.rs`: as
+//!   bytes; `drop_shard.rs`: the end of a shard on this node.
 //! * `check.rs`: everything on disk, read through its checksums; `scrub.rs`: of a running engine; `offline.rs`: of a
 //!   directory that nobody has open.
 //! * `segment.rs`, `page.rs`: samples of a span of time as rows of RocksDB, the same whoever writes them.
@@ -43,9 +44,11 @@ mod damage_tests;
 mod day_rows;
 mod digest;
 mod disk;
+mod drop_shard;
 mod durability;
 mod engine;
 mod error;
+mod exported;
 mod flush;
 mod head;
 mod histograms;
@@ -84,6 +87,7 @@ pub use check::{CheckReport, Damage};
 pub use durability::{Durability, DurabilityOptions};
 pub use engine::{AppendOutcome, Engine};
 pub use error::StorageError;
+pub use exported::{EXPORT_BYTES_MAX, EXPORT_CHUNK_BYTES_MAX, ExportedNotes};
 pub use import::{Imported, Importer};
 pub use labels::Listed;
 pub use offline::{LogRecord, Offline, OfflineStats, SegmentInfo, SeriesInfo};

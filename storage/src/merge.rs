@@ -47,6 +47,8 @@ const GRACE_MS: i64 = WINDOW_MS / 2;
 const LATE_SHARE: u64 = 20;
 /// Or once so many flushes and merges came after it.
 const LATE_NUMBERS: u64 = 16;
+/// Tables are written anew without what they hold of dropped shards once that is one in so many of their other samples.
+const DROPPED_SHARE: u64 = 4;
 
 /// What a merge makes one segment of, for each shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +144,21 @@ enum Due {
     Hidden,
 }
 
+impl Due {
+    fn includes(self, scope: Scope) -> bool {
+        match self {
+            Self::At(now_ms) => scope.is_closed(now_ms),
+            Self::Hidden => true,
+        }
+    }
+
+    /// Whether it is time to write the tables of a scope anew, in which so many samples are of dropped shards.
+    fn frees(self, scope: Scope, dropped: u64, live: &HashMap<Scope, u64>) -> bool {
+        let live = live.get(&scope).copied().unwrap_or(0);
+        self.includes(scope) && (self == Self::Hidden || dropped >= live / DROPPED_SHARE)
+    }
+}
+
 /// See `Engine::clean_tombstones`.
 pub(crate) fn clean(store: &Store) -> Result<(), StorageError> {
     while merge_next(store, Due::Hidden)? == Step::Done {}
@@ -160,7 +177,10 @@ fn merge_next(store: &Store, due: Due) -> Result<Step, StorageError> {
     };
     let started = Instant::now();
     match merge(store, &job) {
-        Ok(()) => store.metrics.merge_duration.observe(started.elapsed().as_secs_f64()),
+        Ok(()) => {
+            store.dropped.lock().remove(&job.scope);
+            store.metrics.merge_duration.observe(started.elapsed().as_secs_f64());
+        }
         Err(Failure::Gone) => store.rocks.remove_table(job.scope.window, job.number)?,
         Err(Failure::OfShard(_, StorageError::Corrupt { .. })) if !job.inputs.iter().all(Input::is_live) => {}
         Err(Failure::OfShard(shard, error @ StorageError::Corrupt { .. })) => {
@@ -201,6 +221,15 @@ pub(crate) fn leave_alone(store: &Store, shard: ShardId, time_ms: i64) {
     store.quarantine.lock().extend(scopes);
 }
 
+/// The shard of these segments is gone: the tables that have them are written anew once they hold much of such
+/// samples.
+pub(crate) fn free_space_of(store: &Store, gone: &[Arc<Segment>]) {
+    let mut dropped = store.dropped.lock();
+    for segment in gone {
+        *dropped.entry(Scope::of(segment.span, segment)).or_default() += segment.samples;
+    }
+}
+
 /// Chooses a merge and takes its number for good.
 fn begin(store: &Store, due: Due) -> Result<Option<Job>, StorageError> {
     let mut next_segment = store.next_segment.lock();
@@ -221,8 +250,16 @@ fn choose(store: &Store, due: Due, next_segment: u64) -> Option<(Scope, Vec<Inpu
     let mut wanted: HashMap<Scope, Vec<ShardId>> = HashMap::new();
     let mut hidden: HashSet<Scope> = HashSet::new();
     let mut inputs = Vec::new();
+    let mut dropped = store.dropped.lock();
+    let mut beside_dropped: HashMap<Scope, u64> = HashMap::new();
     for shard in store.all_shards() {
         let (segments, tombstones) = shard.segments_and_tombstones();
+        for segment in segments.iter() {
+            let scope = Scope::of(segment.span, segment);
+            if dropped.contains_key(&scope) {
+                *beside_dropped.entry(scope).or_default() += segment.samples;
+            }
+        }
         if let Due::At(now_ms) = due {
             let longest = store.options.retention.longest_span();
             let is_sound = |scope: Scope| !quarantine.contains(&(shard.id, scope));
@@ -232,16 +269,20 @@ fn choose(store: &Store, due: Due, next_segment: u64) -> Option<(Scope, Vec<Inpu
         }
         for segment in segments.iter().filter(|s| tombstones.iter().any(|t| t.concerns(s))) {
             let scope = Scope::of(segment.span, segment);
-            let is_due = match due {
-                Due::At(now_ms) => scope.is_closed(now_ms),
-                Due::Hidden => true,
-            };
-            if is_due && !quarantine.contains(&(shard.id, scope)) {
+            if due.includes(scope) && !quarantine.contains(&(shard.id, scope)) {
                 hidden.insert(scope);
             }
         }
         inputs.push(Input { shard, segments: segments.to_vec(), tombstones });
     }
+    // What no shard has segments beside is gone as a whole, or in a larger scope.
+    dropped.retain(|scope, _| beside_dropped.contains_key(scope));
+    hidden.extend(
+        dropped
+            .iter()
+            .filter(|(scope, samples)| due.frees(**scope, **samples, &beside_dropped))
+            .map(|(scope, _)| *scope),
+    );
     // A table goes once no shard needs it. So where something is hidden, all shards are rewritten, or the space
     // would not come back.
     let mut jobs: BTreeMap<Scope, Vec<Input>> = BTreeMap::new();

@@ -1,7 +1,8 @@
 //! Random operations against a map: whatever happened, the engine answers what the map answers.
 //!
 //! Operations: append and import (floats and native histograms, in and out of order, duplicates, conflicts), flush, merge up to
-//! days, delete, clean, retention by windows or by days, reopen, a kill at rest, and a kill at any named step of flush, merge, delete and retention. A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
+//! days, delete, clean, drop a shard, retention by windows or by days, reopen, a kill at rest, and a kill at any
+//! named step of flush, merge, delete, drop and retention. A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ const DAY_MS: i64 = 12 * WINDOW_MS;
 
 const DELETED: &str = "delete: tombstones written";
 const IMPORTED: &str = "import: committed";
+const DROPPED: &str = "drop: committed";
 
 /// The step at which the next operation dies.
 type Armed = Arc<Mutex<Option<&'static str>>>;
@@ -332,7 +334,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(24) {
+        match self.random.below(25) {
             0..9 => self.append(),
             9 | 10 => self.import(),
             11..14 => self.flush(),
@@ -345,6 +347,7 @@ impl World {
             }
             19 => self.kill(),
             20 => self.engine().clean_tombstones().expect("cleaned"),
+            21 => self.drop_shard(),
             _ => self.check(),
         }
     }
@@ -382,6 +385,7 @@ impl World {
             "retention: tombstones written",
             DELETED,
             IMPORTED,
+            DROPPED,
         ];
         if uncertain.contains(&armed.expect("armed")) || self.random.one_in(2) {
             self.kill();
@@ -441,6 +445,16 @@ impl World {
                 samples.retain(|t, _| !(selection.start.0..=selection.end.0).contains(t));
             }
         }
+    }
+
+    fn drop_shard(&mut self) {
+        let shard = *self.random.pick(&[0, 1, 2].map(ShardId));
+        let armed = self.arm();
+        let done = self.engine().drop_shard(shard);
+        if self.settle(done, armed) && armed != Some(DROPPED) {
+            return;
+        }
+        self.model.retain(|(tenant, encoded), _| Fingerprint::of(tenant, encoded).shard(SHARDS) != shard);
     }
 
     fn selection(&mut self, tenants: &[&str]) -> Selection {

@@ -22,6 +22,7 @@ use saturn_model::{
     TimestampMs,
 };
 
+use crate::exported::ExportedNotes;
 use crate::wire::{Reader, put_varint};
 
 /// Most exemplars of one series, so that a busy one does not drive out all others.
@@ -144,6 +145,70 @@ impl Notes {
         known.truncate(METADATA_PER_METRIC_MAX);
     }
 
+    /// Adds metadata that another replica knows, behind what is known here.
+    pub(crate) fn import_metadata(
+        &mut self,
+        tenant: &TenantId,
+        metadata: MetricMetadata,
+        limits: NoteLimits,
+        dropped: &mut Dropped,
+    ) {
+        let notes = self.tenants.entry(tenant.clone()).or_default();
+        let known = notes.metadata.get(&metadata.metric);
+        if known.is_none() && notes.metadata.len() >= limits.metrics {
+            dropped.metadata += 1;
+            return;
+        }
+        if known.is_none_or(|known| known.len() < METADATA_PER_METRIC_MAX && !known.contains(&metadata)) {
+            self.changed.insert(NoteKey::Metadata(tenant.clone(), metadata.metric.clone()));
+            notes.metadata.entry(metadata.metric.clone()).or_default().push(metadata);
+        }
+    }
+
+    /// All notes, in pieces of about `chunk_bytes`.
+    pub(crate) fn export(&self, shard: ShardId, chunk_bytes: usize) -> Vec<ExportedNotes> {
+        let mut chunks: Vec<ExportedNotes> = Vec::new();
+        for (tenant, notes) in &self.tenants {
+            let empty = || ExportedNotes {
+                shard,
+                tenant: tenant.clone(),
+                exemplars: Vec::new(),
+                metadata: Vec::new(),
+            };
+            let (mut chunk, mut bytes) = (empty(), 0);
+            for (labels, exemplars) in notes.series.values() {
+                let mut begun = false;
+                for exemplar in exemplars {
+                    if !begun {
+                        bytes += labels.as_encoded().len();
+                        let exemplars = Vec::new();
+                        chunk.exemplars.push(SeriesExemplars { labels: labels.clone(), exemplars });
+                    }
+                    begun = true;
+                    bytes += exemplar.size_bytes();
+                    let own = chunk.exemplars.last_mut().expect("it was just begun");
+                    own.exemplars.push(exemplar.clone());
+                    if bytes >= chunk_bytes {
+                        chunks.push(std::mem::replace(&mut chunk, empty()));
+                        (bytes, begun) = (0, false);
+                    }
+                }
+            }
+            for metadata in notes.metadata.values().flatten() {
+                bytes += metadata.size_bytes();
+                chunk.metadata.push(metadata.clone());
+                if bytes >= chunk_bytes {
+                    chunks.push(std::mem::replace(&mut chunk, empty()));
+                    bytes = 0;
+                }
+            }
+            if !chunk.exemplars.is_empty() || !chunk.metadata.is_empty() {
+                chunks.push(chunk);
+            }
+        }
+        chunks
+    }
+
     /// The exemplars from `start` to `end`, both inclusive, of the tenant's series that satisfy all matchers.
     pub(crate) fn exemplars(
         &self,
@@ -222,8 +287,8 @@ impl Notes {
             NoteKey::Exemplars(tenant, series) => (EXEMPLARS_ROW, tenant, &series.0.to_be_bytes()),
             NoteKey::Metadata(tenant, metric) => (METADATA_ROW, tenant, metric.as_bytes()),
         };
-        let mut key = vec![kind];
-        key.extend_from_slice(&shard.0.to_be_bytes());
+        let [high, low] = shard.0.to_be_bytes();
+        let mut key = vec![kind, high, low];
         key.extend_from_slice(tenant.as_str().as_bytes());
         key.push(0);
         key.extend_from_slice(name);
@@ -309,6 +374,12 @@ impl<'a> RowKey<'a> {
         let tenant = TenantId::new(std::str::from_utf8(reader.take(end)?).ok()?).ok()?;
         Some(Self { kind, shard, tenant, name: &reader.rest()[1..] })
     }
+}
+
+/// What the keys of a shard's rows begin with.
+pub(crate) fn prefixes(shard: ShardId) -> [Vec<u8>; 2] {
+    let [high, low] = shard.0.to_be_bytes();
+    [EXEMPLARS_ROW, METADATA_ROW].map(|kind| vec![kind, high, low])
 }
 
 fn satisfies(labels: &Labels, matchers: &[Matcher]) -> bool {

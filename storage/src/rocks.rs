@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType,
@@ -16,6 +17,7 @@ use rocksdb::{
 use roaring::RoaringBitmap;
 use saturn_model::ShardId;
 
+use crate::day_rows;
 use crate::error::StorageError;
 use crate::keys::{
     FORMAT_VERSION, FORMAT_VERSION_MIN, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_RESIDENT,
@@ -23,7 +25,7 @@ use crate::keys::{
     Window,
 };
 use crate::merge::Change;
-use crate::notes::{NoteRow, RowKey};
+use crate::notes::{self, NoteRow, RowKey};
 use crate::options::EngineOptions;
 
 mod durable;
@@ -90,6 +92,17 @@ impl Resident {
         let series = RoaringBitmap::deserialize_from(series).ok()?;
         Some(Self { shard, ordinals: u32::from_le_bytes(*ordinals), series })
     }
+}
+
+/// What goes with a shard.
+#[derive(Debug)]
+pub(crate) struct DroppedRows<'a> {
+    /// The rows of its series and days.
+    pub(crate) index: Vec<IndexWrite>,
+    pub(crate) segments: Vec<SegmentKey>,
+    pub(crate) tombstones: &'a [Arc<Tombstone>],
+    /// What stays: which ordinals were given.
+    pub(crate) resident: Resident,
 }
 
 fn shard_key(kind: u8, shard: ShardId) -> Vec<u8> {
@@ -235,12 +248,7 @@ impl Rocks {
         for row in index {
             self.add_index_write(&mut batch, row);
         }
-        for NoteRow { key, value, .. } in notes {
-            match value {
-                Some(value) => batch.put_cf(self.family(NOTES), key, value),
-                None => batch.delete_cf(self.family(NOTES), key),
-            }
-        }
+        notes.for_each(|row| self.add_note(&mut batch, row));
         self.write_durably(batch)
     }
 
@@ -280,6 +288,41 @@ impl Rocks {
             batch.put_cf(self.family(META), key, value);
         }
         self.write_durably(batch)
+    }
+
+    /// Takes all that there is of a shard out, in one step.
+    pub(crate) fn commit_drop(&self, dropped: DroppedRows<'_>) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        let shard = dropped.resident.shard;
+        let (key, value) = dropped.resident.to_row();
+        batch.put_cf(self.family(META), key, value);
+        for key in &dropped.segments {
+            batch.delete_cf(self.family(META), key.to_row_key());
+        }
+        for tombstone in dropped.tombstones {
+            batch.delete_cf(self.family(META), tombstone.to_row().0);
+        }
+        for row in dropped.index {
+            self.add_index_write(&mut batch, row);
+        }
+        for prefix in notes::prefixes(shard) {
+            batch.delete_range_cf(self.family(NOTES), prefix.clone(), day_rows::behind(&prefix));
+        }
+        self.write_durably(batch)
+    }
+
+    /// Makes rows of exemplars and metadata durable.
+    pub(crate) fn commit_notes(&self, notes: &[NoteRow]) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        notes.iter().for_each(|row| self.add_note(&mut batch, row));
+        self.write_durably(batch)
+    }
+
+    fn add_note(&self, batch: &mut WriteBatch, NoteRow { key, value, .. }: &NoteRow) {
+        match value {
+            Some(value) => batch.put_cf(self.family(NOTES), key, value),
+            None => batch.delete_cf(self.family(NOTES), key),
+        }
     }
 
     /// Takes numbers below `next_segment` for good.

@@ -136,6 +136,16 @@ pub(crate) struct Taken {
     pub(crate) notes: Vec<NoteRow>,
 }
 
+/// What was cleared out of a shard.
+#[derive(Debug)]
+pub(crate) struct Cleared {
+    pub(crate) segments: Arc<Vec<Arc<Segment>>>,
+    /// As with [`Taken::samples`].
+    pub(crate) samples: i64,
+    /// As with [`Taken::bytes`].
+    pub(crate) bytes: i64,
+}
+
 impl Taken {
     /// How many samples memory counts for what was taken, with histograms by their weight.
     pub(crate) fn samples(&self) -> i64 {
@@ -465,6 +475,21 @@ impl Shard {
         let live = Arc::make_mut(&mut head.segments);
         live.extend(segments);
         live.sort_unstable_by_key(|segment| segment.key);
+    }
+
+    /// Forgets everything but which ordinals were given. No flush is under way.
+    pub(crate) fn clear(&self) -> Cleared {
+        let mut head = self.head.lock();
+        let mut index = self.index.write();
+        let known = index.known().clone();
+        index.remove(&known);
+        *self.notes.lock() = Notes::default();
+        let samples = to_i64(head.samples.len() + head.histograms.weight());
+        let bytes = head.bytes();
+        let (next_ordinal, reserved) = (head.next_ordinal, head.reserved);
+        let before = std::mem::take(&mut *head);
+        *head = Head { persisted: next_ordinal, next_ordinal, reserved, ..Head::default() };
+        Cleared { segments: before.segments, samples, bytes }
     }
 
     /// What is live on disk.

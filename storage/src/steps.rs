@@ -38,6 +38,8 @@ pub const STEPS: &[&str] = &[
     "import: pages written",
     "import: ingested",
     "import: committed",
+    "notes: committed",
+    "drop: committed",
 ];
 
 type Hook = dyn Fn(&'static str) -> io::Result<()> + Send + Sync;

@@ -101,9 +101,22 @@ fn import(engine: &Engine, writer: u32, numbers: std::ops::Range<u64>) -> Result
     for shard in shards {
         let snapshot = other.snapshot(shard);
         let chunks = snapshot.export(ExportScope::Shard, None, usize::MAX)?;
-        engine.importer(shard)?.ingest(&chunks.collect::<Result<Vec<_>, _>>()?)?;
+        let mut importer = engine.importer(shard)?;
+        importer.ingest(&chunks.collect::<Result<Vec<_>, _>>()?)?;
+        importer.ingest_notes(&other.export_notes(shard, usize::MAX))?;
     }
     Ok(())
+}
+
+/// Gives the engine a shard that nobody asks for, and drops it.
+fn come_and_go(engine: &Engine, time: i64) -> Result<()> {
+    let sample = CrashSample::of(0, 0);
+    let mut batch = ShardBatch::new(sample.tenant.clone(), ShardId(u16::MAX));
+    batch.push_series(sample.fingerprint());
+    batch.push_sample(Sample { timestamp: TimestampMs(time), value: sample.value });
+    batch.labels.push((0, sample.labels));
+    tokio::runtime::Builder::new_current_thread().build()?.block_on(engine.append(vec![batch.into()]))?;
+    Ok(engine.drop_shard(ShardId(u16::MAX))?)
 }
 
 /// The samples with these numbers, with labels, by shard.
@@ -127,5 +140,6 @@ fn maintain(engine: &Engine, sent: &[AtomicU64]) -> Result<()> {
         let slowest = sent.iter().map(|sent| sent.load(Ordering::Acquire)).min().unwrap_or(0);
         say(&Said::Maintaining(clock(slowest)));
         engine.maintain(TimestampMs(clock(slowest)))?;
+        come_and_go(engine, clock(slowest))?;
     }
 }

@@ -82,6 +82,7 @@ pub(super) const SCRUB_INTERVAL: &str = "storage.scrub.interval";
 pub(super) const SCRUB_RATE: &str = "storage.scrub.rate";
 pub(super) const EXEMPLARS_MAX: &str = "storage.exemplars.max-exemplars";
 pub(super) const METADATA_METRICS_MAX: &str = "storage.metadata.max-metrics";
+pub(super) const MOVES_RATE: &str = "moves.bytes-per-second";
 pub(super) const ENABLE_ADMIN_API: &str = "web.enable-admin-api";
 pub(super) const LOG_LEVEL: &str = "log.level";
 pub(super) const LOG_FORMAT: &str = "log.format";
@@ -295,6 +296,15 @@ pub(super) const SETTINGS: &[Setting] = &[
         max: 1_000_000,
         default: "50000",
         help: "Metrics of each tenant of which metadata is kept, spread evenly over the shards; that of others is dropped.",
+    },
+    Setting {
+        flag: MOVES_RATE,
+        kind: Kind::Integer,
+        unit: "bytes/s",
+        min: 0,
+        max: 100_000_000_000,
+        default: "50000000",
+        help: "Most that this node takes of shards that move to it, of all together; 0: as fast as it can.",
     },
     Setting {
         flag: ENABLE_ADMIN_API,

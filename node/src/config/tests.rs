@@ -37,6 +37,9 @@ fn a_node_without_settings_is_alone_on_loopback() {
     assert_eq!((config.log_level.as_str(), config.log_format), ("info", LogFormat::Logfmt));
     assert_eq!(config.default_tenant.as_str(), "anonymous");
     assert_eq!(config.secret, None);
+    assert_eq!(config.moves_bytes_per_second.map(NonZeroU64::get), Some(50_000_000));
+    let unlimited = load_with(&["--moves.bytes-per-second=0"], &[]).expect("valid");
+    assert_eq!(unlimited.moves_bytes_per_second, None);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod backfill;
 mod churn;
 mod copy;
 mod doors;
+mod drop_shard;
 mod head;
 mod notes;
 mod scan;

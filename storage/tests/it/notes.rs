@@ -8,7 +8,7 @@ use saturn_model::{
     Exemplar, Labels, MatchOp, MetricMetadata, MetricType, Selection, SeriesExemplars, ShardBatch, ShardId,
     TenantId, TimestampMs,
 };
-use saturn_storage::{Engine, EngineOptions};
+use saturn_storage::{Engine, EngineOptions, ExportedNotes, StorageError};
 
 use crate::copy::copy_dir;
 use crate::support::{Sending, append, batch, everything, labels, matcher, open, tenant, within};
@@ -137,4 +137,47 @@ fn deleted_exemplars_stay_deleted() {
     assert_eq!(times(&engine, &everything(&demo)), left);
     copy_dir(&live, &crashed);
     assert_eq!(times(&open(&crashed), &everything(&demo)), left);
+}
+
+/// All notes of the shard, as bytes on the way.
+fn transfer(from: &Engine, to: &Engine, chunk_bytes: usize) -> usize {
+    let chunks = from.export_notes(SHARD, chunk_bytes);
+    let bytes = chunks.iter().map(ExportedNotes::to_bytes);
+    let chunks: Vec<_> = bytes.map(|bytes| ExportedNotes::from_bytes(&bytes).expect("own bytes")).collect();
+    let importer = to.importer(SHARD).expect("an importer");
+    chunks.chunks(2).for_each(|some| importer.ingest_notes(some).expect("taken"));
+    chunks.len()
+}
+
+#[test]
+fn another_replica_takes_them_durably_and_again_without_harm() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (a, b) = (open(&dir.path().join("a")), open(&dir.path().join("b")));
+    let (demo, other) = (tenant("demo"), tenant("other"));
+    let (x, y) = (labels(&[("n", "x")]), labels(&[("n", "y")]));
+    let many: Vec<i64> = (0..200).collect();
+    append(&a, vec![notes(&demo, &x, &many, &[said("m", "old"), said("m", "new"), said("k", "k")])])
+        .expect("appended");
+    a.flush().expect("flushed");
+    append(&a, vec![notes(&other, &y, &[7], &[])]).expect("appended");
+    append(&b, vec![notes(&demo, &x, &[5, 1000], &[said("m", "newest"), said("m", "new")])])
+        .expect("appended");
+    assert!(transfer(&a, &b, 500) > 10, "chunks are small");
+    assert_eq!(transfer(&a, &b, 1 << 20), 2, "one of each tenant");
+    let check = |engine: &Engine| {
+        let all = [&many[..], &[1000]].concat();
+        assert_eq!(times(engine, &everything(&demo)), [("{n=\"x\"}".to_owned(), all)]);
+        assert_eq!(times(engine, &everything(&other)), [("{n=\"y\"}".to_owned(), vec![7])]);
+        let helps = engine.metadata(SHARD, &demo, None, 9).items;
+        let helps: Vec<&str> = helps.iter().map(|said| said.help.as_str()).collect();
+        assert_eq!(helps, ["k", "new", "newest", "old"]);
+        assert_eq!(engine.stats().series, 1, "series without samples here are not made");
+    };
+    check(&b);
+    let crashed = dir.path().join("crashed");
+    copy_dir(&dir.path().join("b"), &crashed);
+    check(&open(&crashed));
+    let wrong = ExportedNotes { shard: ShardId(8), ..a.export_notes(SHARD, 1 << 20).remove(0) };
+    let refused = b.importer(SHARD).expect("an importer").ingest_notes(&[wrong]);
+    assert!(matches!(refused, Err(StorageError::Invalid { .. })), "{refused:?}");
 }

@@ -1,0 +1,329 @@
+//! Two engines behind two servers on loopback, and what lies between them breaking.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use saturn_model::{
+    Buckets, Exemplar, Fingerprint, Histogram, Labels, MetricMetadata, MetricType, Sample, Selection,
+    ShardBatch, TenantId,
+};
+use saturn_proto::peer::peer_server::PeerServer;
+use saturn_replication::PlacementHandle;
+use saturn_ring::{ClusterId, Generation, Liveness, Member, MemberState, Placement, PlacementMember, Zone};
+use saturn_storage::EngineOptions;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_stream::wrappers::TcpListenerStream;
+use uuid::Uuid;
+
+use super::*;
+use crate::gossip::View;
+use crate::grpc::PeerService;
+use crate::peers::Connections;
+use crate::replica::Replica;
+use crate::rpc_auth::Token;
+
+const SHARD: ShardId = ShardId(2);
+const WINDOW_MS: i64 = 7_200_000;
+
+fn node_id(name: &str) -> NodeId {
+    NodeId::new(name).expect("valid")
+}
+
+/// Three members, of which `a` and `b` are here.
+fn placement() -> Placement {
+    let member = |name: &str| PlacementMember {
+        id: node_id(name),
+        generation: Generation(Uuid::nil()),
+        zone: Zone::new(name).expect("valid"),
+    };
+    let members = ["a", "b", "c"].map(member);
+    Placement::form(ClusterId(Uuid::nil()), &members, 4, 3).expect("enough nodes")
+}
+
+fn replica(name: &str, dir: &Path) -> Replica {
+    let engine = Engine::open(EngineOptions::new(dir.join(name)), &mut Registry::default()).expect("opened");
+    let placement = Arc::new(PlacementHandle::new(placement(), |_| Ok(())));
+    Replica { id: node_id(name), engine, placement }
+}
+
+/// Serves the replica on loopback.
+async fn serve(replica: Replica) -> SocketAddr {
+    let service = PeerService {
+        placement: Arc::new(OnceLock::from(Arc::clone(&replica.placement))),
+        replica: Arc::new(OnceLock::from(replica)),
+        streams: source::Streams::default(),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let server = tonic::transport::Server::builder().add_service(PeerServer::new(service));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    address
+}
+
+/// Passes bytes on to `to`; each connection breaks after so many bytes from there, the last number for all others.
+async fn breaking(to: SocketAddr, after: [usize; 4]) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let count = Arc::new(AtomicUsize::new(0));
+    let connections = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let number = connections.fetch_add(1, Ordering::SeqCst);
+            let server = TcpStream::connect(to).await.expect("the server listens");
+            let left = after[number.min(after.len() - 1)];
+            tokio::spawn(pass_on(client, server, left));
+        }
+    });
+    (address, count)
+}
+
+async fn pass_on(mut client: TcpStream, mut server: TcpStream, mut left: usize) {
+    let (mut up, mut down) = (vec![0; 16 << 10], vec![0; 16 << 10]);
+    while left > 0 {
+        let passed = tokio::select! {
+            read = client.read(&mut up) => match read {
+                Ok(len @ 1..) => server.write_all(&up[..len]).await,
+                _ => return,
+            },
+            read = server.read(&mut down) => match read {
+                Ok(len @ 1..) => {
+                    let len = len.min(left);
+                    left -= len;
+                    client.write_all(&down[..len]).await
+                }
+                _ => return,
+            },
+        };
+        if passed.is_err() {
+            return;
+        }
+    }
+}
+
+/// What takes shards as `b`, and reaches `a` at this address.
+fn transfers(replica: &Replica, source: SocketAddr, bytes_per_second: Option<u64>) -> Transfers {
+    let member = Member {
+        id: node_id("a"),
+        generation: Generation(Uuid::nil()),
+        zone: Zone::new("a").expect("valid"),
+        gossip_addr: source,
+        grpc_addr: source,
+        http_addr: source,
+    };
+    let (liveness, since) = (Liveness::Alive, Duration::ZERO);
+    let state = MemberState { member, liveness, since, placement_version: None };
+    let view = View { members: Arc::from([state]), ..View::default() };
+    let peers = NodePeers {
+        replica: replica.clone(),
+        cluster: replica.placement.load().cluster,
+        view: watch::channel(view).1,
+        connections: Connections::new(Token::derive(b"a secret of sixteen bytes")),
+    };
+    let rate = bytes_per_second.and_then(NonZeroU64::new);
+    Transfers::new(Arc::new(peers), rate, &mut Registry::default())
+}
+
+/// 300 series over `windows` windows, every tenth of them with native histograms, with exemplars and metadata.
+async fn fill(engine: &Engine, windows: i64) {
+    for name in ["alpha", "beta"] {
+        let mut batch = ShardBatch::new(TenantId::new(name).expect("valid"), SHARD);
+        for number in 0..300_u32 {
+            let labels = Labels::from_pairs([("__name__", "m"), ("n", &number.to_string())]).expect("valid");
+            batch.push_series(Fingerprint::of(&batch.tenant, labels.as_encoded()));
+            for at in 0..windows * 8 {
+                let timestamp = TimestampMs(at * WINDOW_MS / 8 + i64::from(number));
+                let seed = u64::from(number) << 32 | at.cast_unsigned();
+                let value = f64::from_bits(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_pow(3));
+                if number % 10 == 0 {
+                    let positive = Buckets::from_indexed([(-3, value), (2, 1.0)]);
+                    let histogram = Histogram { sum: value, positive, ..Histogram::default() };
+                    batch.push_histogram(timestamp, Arc::new(histogram));
+                } else {
+                    batch.push_sample(Sample { timestamp, value });
+                }
+            }
+            if number % 7 == 0 {
+                let (timestamp, value, labels) = (TimestampMs(i64::from(number)), 0.5, labels.clone());
+                batch.push_exemplar(Exemplar { timestamp, value, labels });
+            }
+            batch.labels.push((number, labels));
+        }
+        let (metric, help, unit) = ("m".to_owned(), "what it is".to_owned(), "s".to_owned());
+        batch.metadata.push(MetricMetadata { metric, kind: MetricType::Gauge, help, unit });
+        engine.append(vec![Arc::new(batch)]).await.expect("appended");
+    }
+}
+
+fn everything(tenant: &str) -> Selection {
+    let (start, end) = (TimestampMs(i64::MIN), TimestampMs(i64::MAX));
+    Selection { tenant: TenantId::new(tenant).expect("valid"), matchers: Vec::new(), start, end }
+}
+
+/// Samples that queries see, and exemplars and metadata.
+fn read(engine: &Engine) -> Vec<String> {
+    let mut all = Vec::new();
+    for tenant in ["alpha", "beta"] {
+        let selection = everything(tenant);
+        for columns in engine.select(SHARD, &selection, 1000).expect("selected") {
+            let values: Vec<u64> = columns.values.iter().map(|value| value.to_bits()).collect();
+            let histograms = &columns.histograms;
+            all.push(format!(
+                "{tenant} {} {:?} {values:?} {histograms:?}",
+                columns.labels, columns.timestamps
+            ));
+        }
+        all.extend(engine.exemplars(SHARD, &selection).iter().map(|exemplars| format!("{exemplars:?}")));
+        let metadata = engine.metadata(SHARD, &selection.tenant, None, 10).items;
+        all.extend(metadata.iter().map(|metadata| format!("{metadata:?}")));
+    }
+    all.sort();
+    all
+}
+
+struct Two {
+    _dir: tempfile::TempDir,
+    a: Replica,
+    b: Replica,
+    address: SocketAddr,
+}
+
+async fn two(windows: i64) -> Two {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (a, b) = (replica("a", dir.path()), replica("b", dir.path()));
+    fill(&a.engine, windows).await;
+    let address = serve(a.clone()).await;
+    Two { _dir: dir, a, b, address }
+}
+
+/// Pulls with the epoch that all know.
+async fn pull(transfers: &Transfers) -> Result<Pulled, TransferError> {
+    let progress = watch::Sender::new(Progress::default());
+    let (_keep, cancel) = watch::channel(false);
+    transfers.pull_shard((SHARD, Epoch::FIRST), &node_id("a"), &progress, cancel).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_comes_over_whole_though_connections_break() {
+    let Two { a, b, address, .. } = &two(6).await;
+    let (between, connections) = breaking(*address, [60_000, 60_000, 60_000, usize::MAX]).await;
+    let transfers = transfers(b, between, None);
+    let pulled = pull(&transfers).await.expect("pulled");
+    assert!(connections.load(Ordering::SeqCst) >= 4, "{connections:?}");
+    assert_eq!(transfers.retries.get() as usize, connections.load(Ordering::SeqCst) - 1);
+    assert_eq!(pulled.new_series, 600);
+    let Progress { samples, windows_done, windows_total, .. } = pulled.progress;
+    assert_eq!((samples, windows_done, windows_total), (600 * 48, 6, 6));
+    assert_eq!(read(&b.engine), read(&a.engine));
+    let local = transfers.local_digests(SHARD, &[]).await.expect("digests");
+    let remote = transfers.remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &[]).await.expect("digests");
+    assert_eq!((local.len(), differing_windows(&local, &remote)), (6, vec![]));
+
+    // What comes once more changes nothing; what differs is found.
+    let again = pull(&transfers).await.expect("pulled");
+    assert_eq!((again.new_series, again.progress.samples), (0, samples));
+    fill(&a.engine, 7).await;
+    let remote = transfers.remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &[]).await.expect("digests");
+    assert_eq!(differing_windows(&local, &remote), [TimestampMs(6 * WINDOW_MS)]);
+    let one = [TimestampMs(WINDOW_MS)];
+    let remote = transfers.remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &one).await.expect("digests");
+    assert_eq!((remote.len(), remote.get(&one[0])), (1, local.get(&one[0])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_source_gives_only_under_exactly_its_own_record() {
+    let Two { a, b, address, .. } = &two(1).await;
+    let transfers = transfers(b, *address, None);
+    let progress = watch::Sender::new(Progress::default());
+    let (_keep, cancel) = watch::channel(false);
+    let with = async |epoch: u64| {
+        let shard = (SHARD, Epoch(epoch));
+        let pulled = transfers.pull_shard(shard, &node_id("a"), &progress, cancel.clone()).await;
+        (pulled, transfers.remote_digests(shard, &node_id("a"), &[]).await)
+    };
+    let (pulled, digests) = with(2).await;
+    assert!(matches!(pulled, Err(TransferError::Behind)), "{pulled:?}");
+    assert!(matches!(digests, Err(TransferError::Behind)), "{digests:?}");
+    let mut record = a.placement.load().shards[usize::from(SHARD.0)].clone();
+    record.epoch = Epoch(3);
+    a.placement.adopt(SHARD, record.clone()).expect("stored");
+    let (pulled, digests) = with(2).await;
+    assert!(matches!(&pulled, Err(TransferError::Stale(newer)) if *newer == record), "{pulled:?}");
+    assert!(matches!(&digests, Err(TransferError::Stale(newer)) if *newer == record), "{digests:?}");
+    assert_eq!(read(&b.engine).len(), 0);
+    assert!(with(3).await.0.is_ok());
+    // Nobody is asked to wait for a node that nobody knows.
+    let nobody = transfers.remote_digests((SHARD, Epoch(3)), &node_id("c"), &[]).await.expect_err("unknown");
+    assert!(nobody.to_string().contains("c was not heard of yet"), "{nobody}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_can_be_cancelled_and_gives_up_on_a_source_that_is_gone() {
+    let Two { b, address, .. } = &two(6).await;
+    let slow = transfers(b, *address, Some(1));
+    let progress = watch::Sender::new(Progress::default());
+    let mut seen = progress.subscribe();
+    let (cancel, cancelled) = watch::channel(false);
+    let stop = async {
+        seen.wait_for(|progress| progress.samples > 0).await.expect("the pull is there");
+        cancel.send_replace(true);
+    };
+    let source = node_id("a");
+    let pull_slowly = slow.pull_shard((SHARD, Epoch::FIRST), &source, &progress, cancelled);
+    let (pulled, ()) = tokio::join!(pull_slowly, stop);
+    assert!(matches!(pulled, Err(TransferError::Cancelled)), "{pulled:?}");
+    assert_eq!(read(&b.engine).len(), 0, "what waited for the importer is not stored any more");
+    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("bound").local_addr().expect("bound");
+    let gone = pull(&transfers(b, nobody, None)).await.expect_err("nobody is there");
+    let text = gone.to_string();
+    assert!(text.starts_with("gave up after 8 attempts in a row that brought nothing: "), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_are_damaged_too_large_or_missing_are_not_taken() {
+    let Two { a, b, address, .. } = &two(1).await;
+    let good = {
+        let snapshot = a.engine.snapshot(SHARD);
+        let mut chunks = snapshot.export(saturn_storage::ExportScope::Shard, None, 10_000).expect("valid");
+        chunks.next().expect("a chunk").expect("readable")
+    };
+    let of_another = ExportChunk { shard: ShardId(3), ..good.clone() };
+    let mut damaged = good.to_bytes();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    let samples = |bytes: Vec<u8>| Part::Samples(bytes.into());
+    let cases = [
+        (vec![samples(damaged)], "the checksum of a chunk is wrong"),
+        (
+            vec![samples(vec![0; EXPORT_BYTES_MAX + 1])],
+            "1048577 bytes are more than the 1048576 that a chunk has",
+        ),
+        (vec![Part::Notes(bytes::Bytes::from_static(b"?"))], "1 bytes are no chunk"),
+        (vec![samples(of_another.to_bytes())], "a frame is of another place than the one asked for"),
+        (
+            vec![samples(good.to_bytes()), samples(good.to_bytes())],
+            "a frame is of another place than the one asked for",
+        ),
+        (vec![samples(good.to_bytes())], "the stream ended before its last frame"),
+        (
+            vec![samples(good.to_bytes()), Part::End(peer::ShardEnd::default())],
+            "the source says that it sent",
+        ),
+    ];
+    let transfers = transfers(b, *address, None);
+    let (source, progress) = (node_id("a"), watch::Sender::new(Progress::default()));
+    for (parts, text) in cases {
+        let (work, mut inbox) = mpsc::channel(10);
+        let shard = (SHARD, Epoch::FIRST);
+        let mut pull = Pull::new(&transfers, shard, &source, &progress, work);
+        let frames = parts.into_iter().map(|part| Ok(peer::ShardFrame { part: Some(part) }));
+        let ended = pull.take_frames(tokio_stream::iter(frames)).await;
+        assert!(matches!(&ended, Err(Ended::Broken(got)) if got.contains(text)), "{text}: {ended:?}");
+        drop(pull);
+        while let Some(work) = inbox.recv().await {
+            assert!(!matches!(work, Work::Finish), "{text}: it was not the whole shard");
+        }
+    }
+}
