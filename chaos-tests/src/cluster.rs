@@ -154,6 +154,17 @@ impl Cluster {
         self.nodes[index].data_dir = data_dir.to_owned();
     }
 
+    /// The arguments of a node but its data folder, those for all nodes among them.
+    pub fn node_args(&self, index: usize) -> &[String] {
+        &self.nodes[index].args
+    }
+
+    /// All that a node has written since its first start.
+    pub fn log_text(&self, index: usize) -> Result<String> {
+        let read = |log| Ok(String::from_utf8_lossy(&std::fs::read(log)?).into_owned());
+        self.nodes[index].logs.iter().map(read).collect()
+    }
+
     /// Starts a node without waiting for it.
     pub fn spawn(&mut self, index: usize) -> Result<()> {
         let folder = self.folder().to_owned();

@@ -23,6 +23,8 @@ pub enum Signal {
     Interrupt,
     /// Please end.
     Terminate,
+    /// Read again what can be.
+    Hangup,
     /// Stand still.
     Stop,
     /// Go on.
@@ -91,6 +93,7 @@ impl Process {
         let number = match signal {
             Signal::Interrupt => libc::SIGINT,
             Signal::Terminate => libc::SIGTERM,
+            Signal::Hangup => libc::SIGHUP,
             Signal::Stop => libc::SIGSTOP,
             Signal::Continue => libc::SIGCONT,
         };

@@ -23,7 +23,7 @@ use saturn_model::TenantId;
 use saturn_storage::Retention;
 
 pub(crate) use listing::Listing;
-pub(crate) use secret::Secret;
+pub(crate) use secret::{SecretFile, Secrets};
 pub(crate) use storage::StorageConfig;
 pub(crate) use value::Origin;
 
@@ -62,7 +62,7 @@ pub(crate) struct Config {
     /// Parts that the data is divided into.
     pub(crate) shards: u16,
     /// The cluster's secret. Without one, all addresses above are loopback.
-    pub(crate) secret: Option<Secret>,
+    pub(crate) secret: Option<SecretFile>,
     /// How long samples are kept.
     pub(crate) retention: Retention,
     /// What else is set of the storage engine.
@@ -249,9 +249,8 @@ fn replication_factor(given: &Given, alone: bool) -> Result<u8, ConfigError> {
     }
 }
 
-fn read_secret(value: &Value) -> Result<Secret, ConfigError> {
-    let path = value.path()?;
-    secret::read(&path)
+fn read_secret(value: &Value) -> Result<SecretFile, ConfigError> {
+    SecretFile::read(value.path()?)
         .map_err(|problem| value.refused(format!("the cluster's secret in a file, but it {problem}")))
 }
 

@@ -6,14 +6,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use saturn_ring::{
-    Action, ClusterId, ConflictWinner, Dropped, Liveness, MemberState, Membership, MembershipEvent, NodeId,
+    Action, ClusterId, ConflictWinner, DropReason, Dropped, KeyRing, Liveness, Member, MemberState,
+    Membership, MembershipEvent, NodeId,
 };
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 
 /// Largest datagram that is read; gossip packets are at most 1,400 bytes.
 const DATAGRAM_BYTES_MAX: usize = 2048;
+
+/// How long after its start a node ends when its id turns out to be another process's.
+const GIVE_WAY_WITHIN: Duration = Duration::from_secs(60);
 
 /// What gossip knows, as of the last change.
 #[derive(Clone, Default)]
@@ -51,6 +56,8 @@ pub(crate) enum Command {
     SetPlacement(ClusterId, u64),
     /// What the names of the join list resolve to now.
     SetSeeds(Vec<SocketAddr>),
+    /// The cluster's secrets have changed.
+    SetKeys(KeyRing),
     /// Say goodbye and end.
     Leave,
 }
@@ -66,11 +73,15 @@ pub(crate) async fn run(
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     let mut actions = Vec::new();
     let mut leaving = false;
+    let me = membership.me().clone();
     membership.handle_tick(started.elapsed(), &mut actions);
     loop {
-        perform(&mut actions, &membership, &socket, &view).await;
+        let namesake = perform(&mut actions, &membership, &socket, &view).await;
         if leaving {
             return Ok(());
+        }
+        if let Some(namesake) = namesake.filter(|_| started.elapsed() < GIVE_WAY_WITHIN) {
+            bail!(why_give_way(&me, &namesake));
         }
         let wait = membership.next_tick().saturating_sub(started.elapsed()).max(Duration::from_millis(1));
         tokio::select! {
@@ -89,6 +100,7 @@ pub(crate) async fn run(
                     membership.set_placement_version(version);
                 }
                 Some(Command::SetSeeds(seeds)) => membership.set_seeds(seeds),
+                Some(Command::SetKeys(keys)) => membership.set_keys(keys),
                 Some(Command::Leave) | None => {
                     membership.leave(started.elapsed(), &mut actions);
                     leaving = true;
@@ -98,14 +110,32 @@ pub(crate) async fn run(
     }
 }
 
-/// Sends what the core wants sent, logs what it saw, publishes the view.
+/// Why a node that has just started ends: the cluster listens to another process of its id.
+fn why_give_way(me: &Member, namesake: &Member) -> String {
+    let Member { id, gossip_addr, .. } = namesake;
+    if me.generation == namesake.generation {
+        return format!(
+            "node {id} runs at {gossip_addr} already, with the data directory of which this one is a copy: a copy \
+             lacks what was written since, and must not stand in for it; start with an empty --data-dir and a \
+             --node.id of its own, or stop that process first"
+        );
+    }
+    format!(
+        "node {id} runs at {gossip_addr} already, with another data directory (generation {}, this one is {}): give \
+         this node a --node.id of its own, or stop that process first",
+        namesake.generation, me.generation
+    )
+}
+
+/// Sends what the core wants sent, logs what it saw, publishes the view. Returns the process that has taken this
+/// node's id.
 async fn perform(
     actions: &mut Vec<Action>,
     membership: &Membership,
     socket: &UdpSocket,
     view: &watch::Sender<View>,
-) {
-    let mut foreign = None;
+) -> Option<Member> {
+    let (mut foreign, mut namesake) = (None, None);
     for action in actions.drain(..) {
         match action {
             Action::Send { to, packet } => {
@@ -116,6 +146,9 @@ async fn perform(
             }
             Action::Event(event) => {
                 log_event(&event);
+                if let MembershipEvent::NameConflict { other, winner: ConflictWinner::Other } = &event {
+                    namesake = Some(other.clone());
+                }
                 if let MembershipEvent::ForeignCluster { from, cluster } = event {
                     foreign = Some(ForeignNode { address: from, cluster });
                 }
@@ -133,6 +166,7 @@ async fn perform(
         view.foreign = foreign.or(view.foreign.take());
         true
     });
+    namesake
 }
 
 fn log_event(event: &MembershipEvent) {
@@ -152,15 +186,41 @@ fn log_event(event: &MembershipEvent) {
         MembershipEvent::ForeignCluster { from, cluster } => {
             tracing::warn!(%from, %cluster, "packet of another cluster dropped");
         }
+        MembershipEvent::PacketDropped { from, reason } => log_drop(*from, *reason),
         MembershipEvent::NameConflict { other, winner: ConflictWinner::Myself } => {
-            tracing::warn!(address = %other.gossip_addr, "an older process uses this node's id; the cluster listens to this one");
+            tracing::warn!(address = %other.gossip_addr, "another process uses this node's id; the cluster listens to this one");
         }
         MembershipEvent::NameConflict { other, winner: ConflictWinner::Other } => {
             tracing::error!(
                 address = %other.gossip_addr,
-                "a newer process uses this node's id: stop one of them or give it another --node.id"
+                "another process uses this node's id, and the cluster listens to it: stop one of them or give it another --node.id"
             );
         }
         MembershipEvent::Rejoining => tracing::info!("the others thought this node dead; rejoining"),
+    }
+}
+
+/// Explains the first packet that was dropped for a reason; the others are in `saturn_ring_dropped_packets_total`.
+fn log_drop(from: SocketAddr, reason: DropReason) {
+    let why = match reason {
+        DropReason::UnknownKey => {
+            "it is sealed with a secret that this node does not have: compare the nodes' secret files"
+        }
+        DropReason::Tampered => "it was altered on the way, or its sender only guesses at the secret",
+        DropReason::Version => "another version of saturn, which this one does not understand, made it",
+        DropReason::Replayed => "it came before: somebody repeats packets, or the network does",
+        DropReason::Length | DropReason::Malformed => "it is no packet of a member",
+        DropReason::ForeignCluster | DropReason::NameConflict | DropReason::FromMyself => {
+            "it is not for here"
+        }
+    };
+    let reason_text = reason.as_str();
+    match reason {
+        DropReason::UnknownKey | DropReason::Tampered | DropReason::Version => {
+            tracing::warn!(%from, reason = reason_text, why, "gossip packet dropped; others like it are only counted");
+        }
+        _ => {
+            tracing::info!(%from, reason = reason_text, why, "gossip packet dropped; others like it are only counted");
+        }
     }
 }

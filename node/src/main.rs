@@ -22,6 +22,7 @@ mod read_path;
 mod replica;
 mod ring_status;
 mod rpc_auth;
+mod secrets;
 mod server;
 #[cfg_attr(not(test), expect(dead_code, reason = "shards do not move yet"))]
 mod transfer;

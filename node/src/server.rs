@@ -13,6 +13,7 @@ use saturn_replication::{Coordinator, PlacementHandle, Settings as ReplicationSe
 use saturn_ring::{KeyRing, Member, Membership, MembershipConfig, NodeId, Zone};
 use saturn_storage::{Engine, EngineOptions, OpenProgress, Opening};
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 
@@ -30,7 +31,7 @@ use crate::ring_status::RingStatus;
 use crate::rpc_auth::Token;
 use crate::transfer::source::Streams;
 use crate::write_path::Gate;
-use crate::{clock, http};
+use crate::{clock, http, secrets};
 
 /// How long requests in flight may take when the node stops.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -83,6 +84,8 @@ struct Node {
 
 /// Runs a node until `stop` resolves or a part of it fails.
 pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    // First of all, as the system's default is sudden death.
+    let hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     let listeners = Listeners::bind(&config).await?;
     let me_without_generation = (NodeId::new(&config.node_id)?, Zone::new(&config.zone)?);
     let data = DataDir::open(&config.data_dir, &me_without_generation.0)?;
@@ -103,7 +106,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     let (gossip_commands, gossip_inbox) = mpsc::channel(16);
     let (view_sender, view) = watch::channel(View::default());
     let (waiting_for, waiting) = watch::channel("starting".to_owned());
-    let secret = config.secret.as_ref().map_or(LOOPBACK_SECRET, |secret| secret.expose());
+    let secrets = config.secret.as_ref().map_or(vec![LOOPBACK_SECRET], |file| file.secrets.expose());
     let node = Node {
         me,
         data,
@@ -112,15 +115,14 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         limits: Arc::new(Limits::default()),
         view,
         gossip: gossip_commands,
-        token: Token::derive(secret),
+        token: Token::derive(&secrets),
         placement: Arc::default(),
         replica: Arc::default(),
         serving: Arc::default(),
         started: Instant::now(),
     };
-    let app = Arc::new(node.app(&config, waiting));
     let (draining, drained) = watch::channel(false);
-    let router = http::router(app);
+    let router = http::router(Arc::new(node.app(&config, waiting)));
     let http = axum::serve(listeners.http, router).with_graceful_shutdown(until_true(drained.clone()));
     let mut http = tokio::spawn(http.into_future());
     let mut stop = std::pin::pin!(stop);
@@ -134,7 +136,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         ended = &mut http => return Err(why_http_ended(ended)),
     }
 
-    let membership = node.membership(&config, KeyRing::new(&[secret])?).await?;
+    let membership = node.membership(&config, KeyRing::new(&secrets)?).await?;
     let gossip = gossip::run(membership, listeners.gossip, node.started, gossip_inbox, view_sender);
     let mut gossip = tokio::spawn(gossip);
     let mut grpc = tokio::spawn(node.grpc(listeners.grpc, until_true(drained)));
@@ -146,14 +148,15 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         ended = &mut grpc => Err(flatten(ended).err().unwrap_or_else(|| anyhow::anyhow!("the RPC server ended"))),
         ended = &mut http => Err(why_http_ended(ended)),
         failed = node.join_and_watch(joining) => Err(failed),
+        () = node.follow_secrets(&config, hangup) => Err(anyhow::anyhow!("nobody hears SIGHUP any more")),
     };
     tracing::info!("stopping");
     draining.send_replace(true);
     let _ = node.gossip.send(Command::Leave).await;
     let drain = async {
-        let _ = http.await;
-        let _ = grpc.await;
-        let _ = gossip.await;
+        until_ended(http).await;
+        until_ended(grpc).await;
+        until_ended(gossip).await;
     };
     if tokio::time::timeout(DRAIN_MAX, drain).await.is_err() {
         tracing::info!("requests in flight were cut off");
@@ -193,6 +196,13 @@ impl Drop for CancelOnDrop {
 
 fn flatten(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
     ended.context("a background task panicked")?
+}
+
+/// Waits for a task, of which the outcome may have been taken already.
+async fn until_ended<T>(task: tokio::task::JoinHandle<T>) {
+    if !task.is_finished() {
+        let _ = task.await;
+    }
 }
 
 async fn until_true(mut flag: watch::Receiver<bool>) {
@@ -306,6 +316,10 @@ impl Node {
             connections: Connections::new(self.token.clone()),
             waiting_for,
         }
+    }
+
+    fn follow_secrets(&self, config: &Config, hangup: Signal) -> impl Future<Output = ()> + use<> {
+        secrets::follow(config.secret.clone(), hangup, self.token.clone(), self.gossip.clone())
     }
 
     /// Joins the cluster, opens the doors, and watches; returns only why the node must stop.

@@ -63,6 +63,13 @@ pub enum MembershipEvent {
         /// Which; 0 for none.
         version: u64,
     },
+    /// A packet was dropped for this reason, for the first time in this run. Later ones are only counted.
+    PacketDropped {
+        /// From where.
+        from: SocketAddr,
+        /// Why; [`DropReason::ForeignCluster`] and [`DropReason::NameConflict`] have events of their own.
+        reason: DropReason,
+    },
     /// A packet of another cluster with the same secret arrived. Reported at most once a minute.
     ForeignCluster {
         /// From where.
@@ -70,8 +77,8 @@ pub enum MembershipEvent {
         /// Which cluster.
         cluster: ClusterId,
     },
-    /// Another process uses this node's id. The one that started later keeps it. Reported at most
-    /// once a minute.
+    /// Another process uses this node's id. Who was there first keeps it, if that was for some seconds; else who
+    /// started later. Reported at most once a minute.
     NameConflict {
         /// The other one, with its address and generation.
         other: Member,

@@ -10,7 +10,8 @@
 //! * dead members stay listed, and a suspect is told, so that it can object (foca spreads a suspicion a few
 //!   times and never again: without this a suspicion that the suspect missed would stay for ever);
 //! * a node that others declared dead comes back under a higher boot number, at most once a second;
-//! * one node id belongs to one process: the later boot wins, the earlier one is told, and says so.
+//! * one node id belongs to one process: who has it for some seconds keeps it against newcomers, be it a copy of its own
+//!   data directory or a wrong one; of two that just started the later boot wins. The other one is told, and says so.
 //!
 //! Invariant: what gossip says decides whom to ask first, never who owns what.
 
@@ -27,7 +28,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use crate::action::{Action, ConflictWinner, Dropped, MembershipConfig, MembershipEvent};
 use crate::envelope::{Body, ENVELOPE_BYTES, Envelope};
 use crate::member::Identity;
-use crate::seal::{DropReason, Opener, PACKET_BYTES_MAX, SEAL_BYTES, Sealer};
+use crate::seal::{DropReason, KeyRing, Opener, PACKET_BYTES_MAX, SEAL_BYTES, Sealer};
 use crate::{ClusterId, Liveness, Member, MemberState, NodeId};
 
 /// Pause between hellos while no other member is known.
@@ -36,6 +37,10 @@ const HELLO_ALONE: Duration = Duration::from_secs(1);
 const HELLO_MISSING: Duration = Duration::from_secs(10);
 /// Shortest time between two comebacks of this node.
 const REJOIN_PAUSE: Duration = Duration::from_secs(1);
+/// So long after its start a process defends its node id against others.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
+/// How often in a run: two that both defend themselves must come to an end.
+const DEFENCES_MAX: u32 = 3;
 /// How often one and the same conflict is reported.
 const REPORT_PAUSE: Duration = Duration::from_secs(60);
 /// Cluster size that foca's timing is tuned for.
@@ -83,6 +88,10 @@ pub struct Membership {
     dropped: Dropped,
     foreign_reported: Option<(ClusterId, Duration)>,
     conflict_reported: Option<(Member, Duration)>,
+    /// From when on the node id is defended.
+    settled_at: Duration,
+    /// How often that was done.
+    defences: u32,
 }
 
 impl Membership {
@@ -119,6 +128,8 @@ impl Membership {
             dropped: Dropped::default(),
             foreign_reported: None,
             conflict_reported: None,
+            settled_at: now + SETTLED_AFTER,
+            defences: 0,
         }
     }
 
@@ -129,6 +140,13 @@ impl Membership {
         }
         if let Err(reason) = self.receive(now, from, packet, out) {
             tracing::debug!(%from, reason = reason.as_str(), "dropped a gossip packet");
+            let has_event = matches!(
+                reason,
+                DropReason::ForeignCluster | DropReason::NameConflict | DropReason::FromMyself
+            );
+            if self.dropped.get(reason) == 0 && !has_event {
+                out.push(Action::Event(MembershipEvent::PacketDropped { from, reason }));
+            }
             self.dropped.count(reason);
         }
         self.settle(now, out);
@@ -165,6 +183,12 @@ impl Membership {
         timer.min(rejoin).min(self.hello_at)
     }
 
+    /// From now on, packets are sealed with the first of these keys and opened with any of them.
+    pub fn set_keys(&mut self, keys: KeyRing) {
+        self.sealer.set_keys(&keys);
+        self.opener.set_keys(keys);
+    }
+
     /// The cluster has formed, or this node has joined it.
     pub fn set_cluster_id(&mut self, cluster: ClusterId) {
         self.cluster = Some(cluster);
@@ -193,6 +217,11 @@ impl Membership {
             tracing::debug!(%error, "could not say goodbye to the cluster");
         }
         self.settle(now, out);
+    }
+
+    /// This node.
+    pub fn me(&self) -> &Member {
+        &self.foca.identity().member
     }
 
     /// All members ever met in this run, this node included, by id.
@@ -227,14 +256,8 @@ impl Membership {
         let envelope = Envelope::decode(&opened.payload).ok_or(DropReason::Malformed)?;
         match envelope.body {
             Body::Swim(data) => self.receive_swim(now, data, envelope.placement_version, out),
-            Body::Hello(identity) => {
-                self.receive_hello(now, identity, out);
-                Ok(())
-            }
-            Body::Outdated(known) => {
-                self.receive_outdated(now, &known, out);
-                Ok(())
-            }
+            Body::Hello(identity) => self.receive_hello(now, identity, out),
+            Body::Outdated(known) => self.receive_outdated(now, &known, out),
             Body::Suspected(suspect, incarnation) => self.receive_suspicion(suspect, incarnation),
         }
     }
@@ -271,8 +294,7 @@ impl Membership {
         let header = postcard::take_from_bytes::<foca::Header<Identity>>(data);
         let sender = header.map_err(|_| DropReason::Malformed)?.0.src;
         if sender.member.id == self.foca.identity().member.id {
-            self.meet_namesake(now, sender, out);
-            return Ok(());
+            return self.meet_namesake(now, sender, out);
         }
         if let Some(known) = self.members.get(&sender.member.id)
             && known.identity.beats(&sender)
@@ -303,7 +325,12 @@ impl Membership {
     }
 
     /// Someone who knows our address but not our name wants to join, or to know whether it still belongs.
-    fn receive_hello(&mut self, now: Duration, sender: Identity, out: &mut Vec<Action>) {
+    fn receive_hello(
+        &mut self,
+        now: Duration,
+        sender: Identity,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
         if sender.member.id == self.foca.identity().member.id {
             return self.meet_namesake(now, sender, out);
         }
@@ -311,15 +338,22 @@ impl Membership {
             let dead = known.identity == sender && known.state.liveness == Liveness::Down;
             if dead || known.identity.beats(&sender) {
                 let outdated = Body::Outdated(known.identity.clone());
-                return self.send(sender.member.gossip_addr, &outdated, out);
+                self.send(sender.member.gossip_addr, &outdated, out);
+                return Ok(());
             }
         }
         // It answers with its members, and learns us from the question.
         self.announce(sender);
+        Ok(())
     }
 
     /// Somebody's identity carries this node's id.
-    fn meet_namesake(&mut self, now: Duration, other: Identity, out: &mut Vec<Action>) {
+    fn meet_namesake(
+        &mut self,
+        now: Duration,
+        other: Identity,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
         let mine = self.foca.identity().clone();
         if other.beats(&mine) {
             return self.receive_outdated(now, &other, out);
@@ -328,23 +362,41 @@ impl Membership {
             let to = other.member.gossip_addr;
             self.send(to, &Body::Outdated(mine.clone()), out);
         }
-        if !is_same_home(&other, &mine) {
-            self.report_conflict(now, other.member, ConflictWinner::Myself, out);
+        if is_same_home(&other, &mine) {
+            return Ok(());
         }
+        self.report_conflict(now, other.member, ConflictWinner::Myself, out);
+        Err(DropReason::NameConflict)
     }
 
     /// The cluster knows this node's id as `known`, which is not older than the identity used here.
-    fn receive_outdated(&mut self, now: Duration, known: &Identity, out: &mut Vec<Action>) {
+    fn receive_outdated(
+        &mut self,
+        now: Duration,
+        known: &Identity,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
         let mine = self.foca.identity();
         if known.member.id != mine.member.id || mine.beats(known) {
-            return; // Not for us, or no longer.
+            return Ok(()); // Not for us, or no longer.
         }
         if is_same_home(known, mine) {
             // Ourselves, declared dead; or our earlier life, whose clock was ahead.
             self.plan_rejoin(now, known.boot.saturating_add(1));
-        } else {
-            self.report_conflict(now, known.member.clone(), ConflictWinner::Other, out);
+            return Ok(());
         }
+        let winner = if now >= self.settled_at && self.defences < DEFENCES_MAX {
+            // One comeback at a time, however many packets speak of the other.
+            if self.rejoin_at.is_none() {
+                self.defences += 1;
+            }
+            self.plan_rejoin(now, known.boot.saturating_add(1));
+            ConflictWinner::Myself
+        } else {
+            ConflictWinner::Other
+        };
+        self.report_conflict(now, known.member.clone(), winner, out);
+        Err(DropReason::NameConflict)
     }
 
     /// Somebody believes this node dead: foca objects under a higher incarnation.

@@ -63,6 +63,8 @@ pub enum DropReason {
     Replayed,
     /// From a member of another cluster with the same secret.
     ForeignCluster,
+    /// From another living process under this node's id.
+    NameConflict,
     /// Sent by this process itself.
     FromMyself,
     /// Authentic, but not understood.
@@ -71,13 +73,14 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in the order in which [`crate::Dropped`] counts.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Length,
         Self::Version,
         Self::UnknownKey,
         Self::Tampered,
         Self::Replayed,
         Self::ForeignCluster,
+        Self::NameConflict,
         Self::FromMyself,
         Self::Malformed,
     ];
@@ -91,6 +94,7 @@ impl DropReason {
             Self::Tampered => "tampered",
             Self::Replayed => "replayed",
             Self::ForeignCluster => "foreign_cluster",
+            Self::NameConflict => "name_conflict",
             Self::FromMyself => "from_myself",
             Self::Malformed => "malformed",
         }
@@ -166,6 +170,11 @@ impl Sealer {
         Self { key: keys.0[0].clone(), boot_nonce, counter: 0 }
     }
 
+    /// From now on, the first of these keys seals. The counter goes on, so nonces stay unique under either.
+    pub(crate) fn set_keys(&mut self, keys: &KeyRing) {
+        self.key = keys.0[0].clone();
+    }
+
     /// A sealed packet around `payload`.
     pub(crate) fn seal(&mut self, cluster: Option<ClusterId>, payload: &[u8]) -> Vec<u8> {
         self.counter += 1;
@@ -230,6 +239,11 @@ impl ReplayWindow {
 impl Opener {
     pub(crate) fn new(keys: KeyRing, my_boot_nonce: [u8; BOOT_NONCE_BYTES]) -> Self {
         Self { keys, my_boot_nonce, senders: HashMap::new(), opened: 0 }
+    }
+
+    /// From now on, these keys open. What was seen under others stays seen.
+    pub(crate) fn set_keys(&mut self, keys: KeyRing) {
+        self.keys = keys;
     }
 
     /// Checks and decrypts `packet`.
@@ -349,6 +363,24 @@ mod tests {
         both.open(&new.seal(None, b"x")).expect("second key");
         let mut one = Opener::new(keys(&[SECRET]), [3; 16]);
         assert_eq!(reason(one.open(&new.seal(None, b"x"))), Some(DropReason::UnknownKey));
+    }
+
+    #[test]
+    fn a_rotation_loses_no_packet_and_forgets_none() {
+        let (mut sealer, mut opener) = pair();
+        let first = sealer.seal(None, b"x");
+        opener.open(&first).expect("first key");
+        opener.set_keys(keys(&[SECRET, OTHER_SECRET]));
+        let before = sealer.seal(None, b"x");
+        sealer.set_keys(&keys(&[OTHER_SECRET, SECRET]));
+        let after = sealer.seal(None, b"x");
+        opener.open(&after).expect("second key");
+        opener.open(&before).expect("the old key still opens");
+        for seen in [&first, &before, &after] {
+            assert_eq!(reason(opener.open(seen)), Some(DropReason::Replayed));
+        }
+        opener.set_keys(keys(&[OTHER_SECRET]));
+        assert_eq!(reason(opener.open(&first)), Some(DropReason::UnknownKey));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! * `compliance`: the public compliance queries, against a real Prometheus.
 //! * `histograms`: native histograms in, through kills, and out by every door, as Prometheus has them.
 //! * `remote_write2`: remote-write 2.0, and its counts of what was written.
+//! * `guests`: packets and processes that do not belong to the cluster change nothing; a secret is rotated under load.
 //! * `hostile`: queries that are made to cost are refused cheaply, and the node lives.
 //! * `refusals`: a node that should not start does not, and says why.
 //! * `operator`: `saturnctl` against a whole and a damaged cluster.
@@ -25,6 +26,7 @@ mod crash;
 mod deletion;
 mod demo;
 mod exemplars;
+mod guests;
 mod harness;
 mod histograms;
 mod hostile;

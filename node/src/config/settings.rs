@@ -187,7 +187,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         min: 0,
         max: 0,
         default: "",
-        help: "File with the cluster's secret, 16 to 4096 bytes, readable only by its owner. Unset: all listen addresses must be loopback.",
+        help: "File with the cluster's secret, a line of 16 to 4096 bytes, readable only by its owner; with two lines during a rotation. Unset: all listen addresses must be loopback.",
     },
     Setting {
         flag: RETENTION_TIME,

@@ -130,12 +130,12 @@ fn without_a_secret_only_loopback_is_accepted() {
     let secret = yaml_file("a secret of enough bytes\n");
     let args = ["--gossip.listen", "192.0.2.1:7946", "--cluster.secret-file", path_of(&secret)];
     let config = load_with(&args, &[]).expect("the temporary file is its owner's only");
-    assert_eq!(config.secret.as_ref().expect("read").expose(), b"a secret of enough bytes");
+    assert_eq!(config.secret.as_ref().expect("read").secrets.expose(), [b"a secret of enough bytes"]);
     assert!(!format!("{config:?}").contains("enough bytes"));
 
     let short = yaml_file("short\n");
     let text = refusal(&["--cluster.secret-file", path_of(&short)]);
-    assert!(text.contains("holds 5 bytes: want 16 to 4096"), "{text}");
+    assert!(text.contains("holds 5 bytes in line 1: want 16 to 4096"), "{text}");
 }
 
 #[test]

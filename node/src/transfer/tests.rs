@@ -120,7 +120,7 @@ fn transfers(replica: &Replica, source: SocketAddr, bytes_per_second: Option<u64
         replica: replica.clone(),
         cluster: replica.placement.load().cluster,
         view: watch::channel(view).1,
-        connections: Connections::new(Token::derive(b"a secret of sixteen bytes")),
+        connections: Connections::new(Token::derive(&[b"a secret of sixteen bytes"])),
     };
     let rate = bytes_per_second.and_then(NonZeroU64::new);
     Transfers::new(Arc::new(peers), rate, &mut Registry::default())

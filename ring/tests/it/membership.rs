@@ -5,7 +5,7 @@ use std::time::Duration;
 use saturn_ring::{ClusterId, ConflictWinner, DropReason, KeyRing, Liveness, MembershipEvent};
 use uuid::Uuid;
 
-use crate::cluster::{Cluster, Packet, addr, id, member};
+use crate::cluster::{Cluster, Packet, SECRET, addr, id, member};
 
 fn cluster_of(nodes: u16, seed: u64) -> Cluster {
     let mut cluster = Cluster::new(seed);
@@ -230,8 +230,11 @@ fn packets_recorded_before_a_restart_do_not_bring_back_the_dead_for_long() {
 }
 
 #[test]
-fn two_nodes_of_one_name_are_told_and_the_later_one_stays() {
+fn of_two_young_nodes_of_one_name_the_later_one_stays() {
     let mut cluster = cluster_of(4, 38);
+    cluster.crash(3);
+    cluster.start(3);
+    cluster.run_until(5, Cluster::agrees);
     let mut twin = member(3);
     twin.gossip_addr = addr(33);
     let config = cluster.config(twin.clone());
@@ -245,6 +248,98 @@ fn two_nodes_of_one_name_are_told_and_the_later_one_stays() {
     let lost = MembershipEvent::NameConflict { other: twin, winner: ConflictWinner::Other };
     assert!(cluster.events.contains(&(addr(3), lost)), "{:?}", cluster.events);
     assert!(cluster.sent.len() - sent < 5 * 60 * 10, "no storm: {} packets", cluster.sent.len() - sent);
+}
+
+/// A copy of a data directory, a new one under an old name, or one that was away too long: whoever comes while the
+/// node lives changes nothing.
+#[test]
+fn a_node_that_lives_keeps_its_name_against_newcomers() {
+    for (case, generation) in [(0, member(3).generation), (1, member(4).generation)] {
+        let mut cluster = cluster_of(4, 39 + case);
+        cluster.run_secs(20);
+        let mut twin = member(3);
+        (twin.gossip_addr, twin.generation) = (addr(33), generation);
+        let config = cluster.config(twin.clone());
+        cluster.start_with(config);
+        let sent = cluster.sent.len();
+        cluster.run_secs(10);
+        let other = member(3);
+        let lost = MembershipEvent::NameConflict { other, winner: ConflictWinner::Other };
+        assert!(cluster.events.contains(&(addr(33), lost)), "{:?}", cluster.events);
+        // It gives up, as it is told.
+        cluster.nodes.remove(&addr(33));
+        cluster.run_secs(20);
+        for node in 0..4 {
+            assert_eq!(cluster.node(node).member(&id(3)).expect("listed").member, member(3));
+            assert!(cluster.node(node).is_alive(&id(3)));
+        }
+        let won = MembershipEvent::NameConflict { other: twin, winner: ConflictWinner::Myself };
+        let told = cluster.events.iter().filter(|event| **event == (addr(3), won.clone())).count();
+        assert_eq!(told, 1, "{:?}", cluster.events);
+        assert!(cluster.node(3).dropped().get(DropReason::NameConflict) > 0);
+        assert!(cluster.sent.len() - sent < 5 * 30 * 10, "no storm: {} packets", cluster.sent.len() - sent);
+    }
+}
+
+#[test]
+fn two_that_both_defend_a_name_come_to_an_end() {
+    let mut cluster = cluster_of(4, 41);
+    cluster.far_side.insert(addr(33));
+    let mut twin = member(3);
+    twin.gossip_addr = addr(33);
+    let config = cluster.config(twin);
+    cluster.start_with(config);
+    cluster.run_secs(30);
+    cluster.far_side.clear();
+    let sent = cluster.sent.len();
+    cluster.run_secs(60);
+    let keeper = cluster.node(0).member(&id(3)).expect("listed").member.gossip_addr;
+    cluster.run_secs(60);
+    for node in 0..3 {
+        assert_eq!(cluster.node(node).member(&id(3)).expect("listed").member.gossip_addr, keeper);
+        assert!(cluster.node(node).is_alive(&id(3)));
+    }
+    assert!(cluster.sent.len() - sent < 5 * 120 * 10, "no storm: {} packets", cluster.sent.len() - sent);
+}
+
+#[test]
+fn the_first_packet_of_a_kind_that_is_dropped_is_told_of() {
+    let mut cluster = cluster_of(3, 42);
+    let packet = cluster.sent.iter().find(|packet| packet.to == addr(0)).cloned().expect("they talk");
+    let mut damaged = packet.clone();
+    *damaged.bytes.last_mut().expect("not empty") ^= 1;
+    for packet in [&packet, &damaged, &packet, &damaged] {
+        cluster.deliver(packet);
+    }
+    for reason in [DropReason::Replayed, DropReason::Tampered] {
+        let told = |(at, event): &&(_, MembershipEvent)| {
+            *at == addr(0)
+                && matches!(event, MembershipEvent::PacketDropped { reason: dropped, .. } if *dropped == reason)
+        };
+        assert_eq!(cluster.events.iter().filter(told).count(), 1, "{reason:?}");
+        assert_eq!(cluster.node(0).dropped().get(reason), 2);
+    }
+}
+
+#[test]
+fn a_secret_is_rotated_node_by_node_and_nobody_is_lost() {
+    let new: &[u8] = b"the next secret of the simulated cluster";
+    let mut cluster = cluster_of(4, 43);
+    let before = cluster.events.len();
+    for secrets in [&[SECRET, new][..], &[new, SECRET], &[new]] {
+        for node in 0..4 {
+            cluster.node(node).set_keys(KeyRing::new(secrets).expect("valid secrets"));
+            cluster.run_secs(3);
+        }
+    }
+    cluster.run_secs(10);
+    assert!(cluster.agrees());
+    let down =
+        |(_, event): &&(_, MembershipEvent)| !matches!(event, MembershipEvent::PlacementVersion { .. });
+    assert_eq!(cluster.events[before..].iter().find(down), None);
+    for node in 0..4 {
+        assert_eq!(cluster.node(node).dropped().get(DropReason::UnknownKey), 0);
+    }
 }
 
 /// Crashes, restarts, partitions and losses as a seed has it; then calm.
