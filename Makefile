@@ -78,6 +78,7 @@ bench-storage: build test-deps ## CPU, disk and memory of samples, beside Promet
 	$(CARGO_TARGET_DIR)/release/storage engine --recording $(RECORDING)
 	$(CARGO_TARGET_DIR)/release/storage engine
 	$(CARGO_TARGET_DIR)/release/storage backfill
+	$(CARGO_TARGET_DIR)/release/storage scan
 	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/storage disk --recording $(RECORDING)
 	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/storage disk
 	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/storage million $(BENCH_FLAGS)

@@ -17,6 +17,14 @@ pub(crate) fn process_cpu_seconds(pid: &str) -> Result<f64> {
     cpu_seconds(pid, 14)
 }
 
+/// CPU time of this thread, in seconds, as of the last tick of its core's clock.
+pub(crate) fn thread_cpu_seconds() -> Result<f64> {
+    let path = "/proc/thread-self/schedstat";
+    let stat = fs::read_to_string(path).context(path)?;
+    let nanoseconds: f64 = stat.split(' ').next().context(path)?.parse().context(path)?;
+    Ok(nanoseconds / 1e9)
+}
+
 /// User and system CPU time of all children of this process that have ended.
 pub(crate) fn ended_children_cpu_seconds() -> Result<f64> {
     cpu_seconds("self", 16)

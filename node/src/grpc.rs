@@ -64,7 +64,7 @@ fn send_series(
     for (shard, epoch) in &request.shards {
         let mut writer = wire::FrameWriter::new(*shard, FRAME_BYTES);
         let read = replica.read_shard((*shard, *epoch), request, |series| {
-            let sent = writer.push(&series).map_or(Ok(()), |frame| frames.blocking_send(Ok(frame)));
+            let sent = writer.push(series).map_or(Ok(()), |frame| frames.blocking_send(Ok(frame)));
             if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         if frames.blocking_send(Ok(writer.finish(read))).is_err() {

@@ -1,16 +1,21 @@
 //! A query's road to its data: the quorum of each shard's replicas, merged.
 //!
 //! The frontend asks [`QuorumSource`] for each selector of a query; the label endpoints use
-//! [`describe_missing`] for the same promise: an answer that misses shards says so.
+//! [`describe_missing`] for the same promise: an answer that misses shards says so. Where this node has the only replica
+//! of every shard, aggregations of one selector are computed at the storage engine, series by series.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use saturn_model::{SampleBudget, Selection};
+use saturn_promql::{PartialGroups, SelectorAggregate, SeriesFold};
 use saturn_query_frontend::{FetchError, Fetched, SeriesSource};
-use saturn_replication::{Completeness, Coordinator, ReadError};
+use saturn_replication::{Completeness, Coordinator, ReadError, SelectRequest};
 
 use crate::peers::NodePeers;
+use crate::replica::Replica;
 
 /// How many shards an incomplete answer names per reason.
 const SHARDS_NAMED_MAX: usize = 8;
@@ -18,6 +23,16 @@ const SHARDS_NAMED_MAX: usize = 8;
 /// Series by quorum reads.
 pub(crate) struct QuorumSource {
     pub(crate) coordinator: Arc<Coordinator<NodePeers>>,
+    pub(crate) replica: Replica,
+}
+
+/// Tells a thread that nobody waits for it any more.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl SeriesSource for QuorumSource {
@@ -36,6 +51,36 @@ impl SeriesSource for QuorumSource {
             return Err(FetchError::Unavailable(describe_missing(&answer.completeness).join("; ")));
         }
         Ok(Fetched { series: answer.value, missing: describe_missing(&answer.completeness) })
+    }
+
+    async fn aggregate(
+        &self,
+        selection: Selection,
+        aggregate: &SelectorAggregate,
+        series_max: usize,
+    ) -> Result<Option<PartialGroups>, FetchError> {
+        let Some(shards) = self.replica.shards_if_alone() else { return Ok(None) };
+        let request = SelectRequest { selection, shards, series_max };
+        let (replica, aggregate) = (self.replica.clone(), aggregate.clone());
+        let stopped = Arc::new(AtomicBool::new(false));
+        let _stop = StopOnDrop(Arc::clone(&stopped));
+        let folding = tokio::task::spawn_blocking(move || {
+            let mut fold = SeriesFold::new(aggregate);
+            for shard in &request.shards {
+                let mut added = Ok(());
+                let read = replica.read_shard(*shard, &request, |series| {
+                    added = fold.add(series);
+                    let stop = added.is_err() || stopped.load(Ordering::Relaxed);
+                    if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                });
+                // What this cannot do, and what fails, is read as any other selector: that says what is wrong.
+                if read.is_err() || added.is_err() || stopped.load(Ordering::Relaxed) {
+                    return None;
+                }
+            }
+            Some(fold.finish())
+        });
+        folding.await.map_err(|e| FetchError::Unavailable(format!("the aggregation failed: {e}")))
     }
 }
 

@@ -12,7 +12,7 @@ use saturn_replication::{
     LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, PlacementHandle, SelectRequest,
     SelectSink, ShardRefusal, ShardReply,
 };
-use saturn_ring::{Epoch, Fence, NodeId};
+use saturn_ring::{Epoch, Fence, NodeId, ShardRecord};
 use saturn_storage::{Engine, Listed, ReadLimits, StorageError};
 
 /// Most bytes of samples with which one shard answers a read: 64 Mi samples.
@@ -97,14 +97,24 @@ impl Replica {
         sink: &SelectSink,
     ) -> Result<Result<Vec<SeriesColumns>, ShardRefusal>, PeerError> {
         let (mut found, mut samples) = (Vec::new(), 0);
-        let mut held = Ok(());
-        let read = self.read_shard(shard, request, |series| {
-            samples += series.weight();
-            held = sink.hold(shard.0, samples);
-            found.push(series);
-            if held.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        let stream = self.check(shard.0, shard.1).and_then(|()| {
+            self.engine.select_stream(shard.0, &request.selection, limits(request)).map_err(refusal_of)
         });
-        held.map(|()| read.map(|()| found))
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        for series in stream {
+            match series {
+                Ok(series) => {
+                    samples += series.weight();
+                    sink.hold(shard.0, samples)?;
+                    found.push(series);
+                }
+                Err(error) => return Ok(Err(refusal_of(error))),
+            }
+        }
+        Ok(Ok(found))
     }
 
     /// Reads one shard, and gives series after series to `each`, until it does not want more. Blocks. What was
@@ -113,17 +123,22 @@ impl Replica {
         &self,
         (shard, epoch): (ShardId, Epoch),
         request: &SelectRequest,
-        mut each: impl FnMut(SeriesColumns) -> ControlFlow<()>,
+        each: impl FnMut(&SeriesColumns) -> ControlFlow<()>,
     ) -> Result<(), ShardRefusal> {
         self.check(shard, epoch)?;
-        let limits = ReadLimits { series_max: request.series_max, bytes_max: SHARD_BYTES_MAX };
-        let stream = self.engine.select_stream(shard, &request.selection, limits).map_err(refusal_of)?;
-        for series in stream {
-            if each(series.map_err(refusal_of)?).is_break() {
-                break;
-            }
-        }
-        Ok(())
+        self.engine.for_each_series(shard, &request.selection, limits(request), each).map_err(refusal_of)
+    }
+
+    /// All shards, with the epochs of their records, if this node is the only one that has any of them.
+    pub(crate) fn shards_if_alone(&self) -> Option<Vec<(ShardId, Epoch)>> {
+        let placement = self.placement.load();
+        let mine = |record: &ShardRecord| *record.slots == [self.id.clone()];
+        let numbers = (0..placement.shard_count()).map(ShardId);
+        placement
+            .shards
+            .iter()
+            .all(mine)
+            .then(|| numbers.zip(&placement.shards).map(|(shard, record)| (shard, record.epoch)).collect())
     }
 
     /// Reads label names, values or sets of whole shards, off the async threads.
@@ -215,6 +230,10 @@ impl Replica {
             }
         })
     }
+}
+
+fn limits(request: &SelectRequest) -> ReadLimits {
+    ReadLimits { series_max: request.series_max, bytes_max: SHARD_BYTES_MAX }
 }
 
 fn refusal_of(error: StorageError) -> ShardRefusal {

@@ -362,7 +362,8 @@ impl Node {
             ReplicationSettings::default(),
             &mut registry,
         ));
-        let source = Arc::new(QuorumSource { coordinator: Arc::clone(&coordinator) });
+        let source =
+            Arc::new(QuorumSource { coordinator: Arc::clone(&coordinator), replica: replica.clone() });
         let limits = (*self.limits).clone();
         let frontend = Frontend::new(source, FrontendSettings::default(), limits, &mut registry);
         // Each cell is filled here only, and once.

@@ -34,6 +34,15 @@ impl KahanSum {
         *self = self.plus(value);
     }
 
+    /// The sum of what both have seen.
+    pub(crate) fn joined(self, other: Self) -> Self {
+        let mut sum = self.plus(other.sum);
+        if !sum.sum.is_infinite() {
+            sum.compensation += other.compensation;
+        }
+        sum
+    }
+
     /// The sum, corrected; an infinite sum needs no correction.
     pub(crate) fn total(self) -> f64 {
         if self.sum.is_infinite() { self.sum } else { self.corrected() }

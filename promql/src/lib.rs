@@ -2,6 +2,7 @@
 //!
 //! * [`parse`] makes an [`ast::Expr`] of a text; its `Display` writes it back.
 //! * [`selector_requests`] says which data an evaluation will read, so that a caller can fetch it first.
+//! * [`data_requests`] says which of it can be aggregated where it is, by a [`SeriesFold`].
 //! * [`evaluate`] computes the [`QueryResult`] from a [`Source`], a series at a time; [`evaluate_on`] does so on
 //!   several cores, which an [`Executor`] brings.
 //! * [`fuzz`] holds the bodies of fuzzers.
@@ -35,8 +36,9 @@ pub use annotations::{Annotation, Annotations, RenderedAnnotations};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use error::{EvalError, ParseError, ParseErrorKind};
 pub use eval::{
-    EvalParams, Executor, NameRemoval, QueryResult, SampleStats, SampleValue, SelectorHints, SelectorRequest,
-    Sequential, Source, SourceError, StartTimestamps, Value, VectorSample, evaluate, evaluate_on,
+    DataRequest, EvalParams, Executor, NameRemoval, NotApart, PartialGroups, QueryResult, SampleStats,
+    SampleValue, SelectorAggregate, SelectorHints, SelectorRequest, Sequential, SeriesFold, Source,
+    SourceError, StartTimestamps, Value, VectorSample, data_requests, evaluate, evaluate_on,
     selector_requests,
 };
 pub use functions::{Function, FunctionId, Variadic, function_named};

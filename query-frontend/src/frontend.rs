@@ -15,8 +15,9 @@ use prometheus_client::registry::Registry;
 use saturn_model::{Limits, SampleBudget, Selection, SeriesColumns, TenantId, TimestampMs};
 use saturn_promql::ast::Expr;
 use saturn_promql::{
-    EvalError, EvalParams, ParseLimits, QueryResult, RenderedAnnotations, SampleStats, SelectorRequest,
-    Source, SourceError, Value, evaluate_on, parse_with_limits, selector_requests,
+    DataRequest, EvalError, EvalParams, ParseLimits, PartialGroups, QueryResult, RenderedAnnotations,
+    SampleStats, SelectorAggregate, SelectorRequest, Source, SourceError, Value, data_requests, evaluate_on,
+    parse_with_limits,
 };
 use tokio::sync::Semaphore;
 
@@ -41,6 +42,15 @@ pub trait SeriesSource: Send + Sync + 'static {
         series_max: usize,
         budget: &Arc<SampleBudget>,
     ) -> impl Future<Output = Result<Fetched, FetchError>> + Send;
+
+    /// An aggregation of all series that match, if the source can compute it where the samples are, and all of them
+    /// are within its reach. Otherwise `None`, and the selector is read.
+    fn aggregate(
+        &self,
+        selection: Selection,
+        aggregate: &SelectorAggregate,
+        series_max: usize,
+    ) -> impl Future<Output = Result<Option<PartialGroups>, FetchError>> + Send;
 }
 
 /// What a source found.
@@ -230,16 +240,31 @@ impl Drop for Running {
     }
 }
 
-/// The fetched series by request, as the evaluation reads them.
-struct Prefetched(Vec<(SelectorRequest, Arc<[SeriesColumns]>)>);
+/// What was fetched for each request, as the evaluation reads it.
+#[derive(Default)]
+struct Prefetched {
+    series: Vec<(SelectorRequest, Arc<[SeriesColumns]>)>,
+    aggregates: Vec<(SelectorAggregate, Arc<PartialGroups>)>,
+}
 
 impl Source for Prefetched {
     fn select(&self, request: &SelectorRequest) -> Result<Arc<[SeriesColumns]>, SourceError> {
-        let found = self.0.iter().find(|(fetched, _)| fetched == request);
+        let found = self.series.iter().find(|(fetched, _)| fetched == request);
         found.map(|(_, series)| Arc::clone(series)).ok_or_else(|| {
             SourceError::new(format!("the plan does not cover the selector {:?}", request.matchers))
         })
     }
+
+    fn aggregate(&self, aggregate: &SelectorAggregate) -> Result<Option<Arc<PartialGroups>>, SourceError> {
+        let found = self.aggregates.iter().find(|(fetched, _)| fetched == aggregate);
+        Ok(found.map(|(_, groups)| Arc::clone(groups)))
+    }
+}
+
+/// What was found for one request.
+enum Found {
+    Series(Fetched),
+    Groups(PartialGroups),
 }
 
 impl<S: SeriesSource> Frontend<S> {
@@ -363,40 +388,53 @@ impl<S: SeriesSource> Frontend<S> {
         expr: &Expr,
         params: &EvalParams,
     ) -> Result<(Prefetched, Vec<String>), QueryError> {
-        let requests = selector_requests(expr, params);
+        let requests = data_requests(expr, params);
         let budget = Arc::new(SampleBudget::new(self.limits.query_samples_max));
-        let budget = &budget;
-        let fetches = requests.iter().map(|request| {
-            let selection = Selection {
-                tenant: tenant.clone(),
-                matchers: request.matchers.clone(),
-                start: request.start,
-                end: request.end,
-            };
-            async move {
-                self.source.select(selection, self.limits.query_series_max, budget).await.map_err(|e| match e
-                {
-                    FetchError::TooLarge(_) | FetchError::TooManySamples => {
-                        QueryError::Execution(e.to_string())
-                    }
-                    FetchError::Unavailable(text) => QueryError::Unavailable(text),
-                })
-            }
-        });
-        let mut prefetched = Vec::with_capacity(requests.len());
+        let fetches = requests.iter().map(|request| self.fetch_one(tenant, request, &budget));
+        let mut prefetched = Prefetched::default();
         let mut missing = Vec::new();
         let mut samples = 0;
         // The first that fails ends the others.
-        let all = futures::future::try_join_all(fetches).await?;
-        for (request, fetched) in requests.iter().zip(all) {
-            samples += fetched.series.iter().map(SeriesColumns::weight).sum::<usize>();
-            missing.extend(fetched.missing);
-            prefetched.push((request.clone(), fetched.series.into()));
+        let all = futures::future::try_join_all(fetches).await.map_err(|e| match e {
+            FetchError::TooLarge(_) | FetchError::TooManySamples => QueryError::Execution(e.to_string()),
+            FetchError::Unavailable(text) => QueryError::Unavailable(text),
+        })?;
+        for (request, found) in requests.into_iter().zip(all) {
+            match (found, request) {
+                (Found::Groups(groups), DataRequest::Aggregate(aggregate)) => {
+                    self.metrics.aggregated_selectors.inc();
+                    prefetched.aggregates.push((*aggregate, Arc::new(groups)));
+                }
+                (Found::Series(fetched), request) => {
+                    samples += fetched.series.iter().map(SeriesColumns::weight).sum::<usize>();
+                    missing.extend(fetched.missing);
+                    prefetched.series.push((request.selector().clone(), fetched.series.into()));
+                }
+                (Found::Groups(_), DataRequest::Series(_)) => {}
+            }
         }
         self.metrics.fetched_samples.inc_by(samples as u64);
         missing.sort();
         missing.dedup();
-        Ok((Prefetched(prefetched), missing))
+        Ok((prefetched, missing))
+    }
+
+    /// An aggregation as such if the source can, else the series.
+    async fn fetch_one(
+        &self,
+        tenant: &TenantId,
+        request: &DataRequest,
+        budget: &Arc<SampleBudget>,
+    ) -> Result<Found, FetchError> {
+        let series_max = self.limits.query_series_max;
+        let SelectorRequest { matchers, start, end, .. } = request.selector().clone();
+        let selection = Selection { tenant: tenant.clone(), matchers, start, end };
+        if let DataRequest::Aggregate(aggregate) = request
+            && let Some(groups) = self.source.aggregate(selection.clone(), aggregate, series_max).await?
+        {
+            return Ok(Found::Groups(groups));
+        }
+        self.source.select(selection, series_max, budget).await.map(Found::Series)
     }
 
     /// Evaluates off the async threads, until nobody waits for it any more.

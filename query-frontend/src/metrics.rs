@@ -40,6 +40,7 @@ pub(crate) struct Metrics {
     pub(crate) running: Gauge,
     pub(crate) duration_seconds: Histogram,
     pub(crate) fetched_samples: Counter,
+    pub(crate) aggregated_selectors: Counter,
 }
 
 impl Metrics {
@@ -49,6 +50,7 @@ impl Metrics {
             running: Gauge::default(),
             duration_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             fetched_samples: Counter::default(),
+            aggregated_selectors: Counter::default(),
         };
         let registry = registry.sub_registry_with_prefix("saturn_query_frontend");
         registry.register("queries", "Queries by how they ended", metrics.queries.clone());
@@ -62,6 +64,11 @@ impl Metrics {
             "fetched_samples",
             "Samples fetched for queries, after merging the replicas",
             metrics.fetched_samples.clone(),
+        );
+        registry.register(
+            "aggregated_selectors",
+            "Selectors that were aggregated where their samples are, without fetching them",
+            metrics.aggregated_selectors.clone(),
         );
         metrics
     }

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -193,6 +194,22 @@ impl Engine {
         limits: ReadLimits,
     ) -> Result<SeriesStream<'_>, StorageError> {
         read::stream(&self.inner.store, shard, selection, &limits)
+    }
+
+    /// [`Engine::select_stream`] for who keeps no samples: gives one series after the other to `each`, until it does not
+    /// want more. Aggregations at the data build on this: only one series is in memory at a time, in room that is used
+    /// again. The limit on bytes counts what was given in all. Blocks.
+    ///
+    /// # Errors
+    /// As with [`Engine::select_stream`]; what was given before counts for nothing then.
+    pub fn for_each_series(
+        &self,
+        shard: ShardId,
+        selection: &Selection,
+        limits: ReadLimits,
+        each: impl FnMut(&SeriesColumns) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        read::stream(&self.inner.store, shard, selection, &limits)?.for_each(each)
     }
 
     /// The label sets of one shard's series that match and have samples in the range, or on disk in the same 2 h

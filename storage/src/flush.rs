@@ -241,9 +241,9 @@ fn cut(taken: &[(Arc<Shard>, Taken)]) -> Vec<Piece> {
     let (mut timestamps, mut values) = (Vec::new(), Vec::new());
     for (position, (shard, taken)) in taken.iter().enumerate() {
         let index = shard.index.read();
-        let mut keys = index.keys();
+        let mut look_ups = index.look_ups();
         for (ordinal, run) in taken.samples.iter() {
-            let series = keys.of(ordinal).expect("a series with samples in memory stays");
+            let series = look_ups.key(ordinal).expect("a series with samples in memory stays");
             let piece = |window| Piece { window, shard: position, series, ordinal };
             let (first, last) = run.bounds().expect("a run in memory has samples");
             let (first, last) = (window_of(first), window_of(last));

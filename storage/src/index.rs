@@ -64,17 +64,24 @@ impl Series<'_> {
     }
 }
 
-/// See [`Index::keys`].
+/// See [`Index::look_ups`].
 #[derive(Debug)]
-pub(crate) struct Keys<'a> {
+pub(crate) struct LookUps<'a> {
     index: &'a Index,
     cursor: Cursor<'a>,
 }
 
-impl Keys<'_> {
-    pub(crate) fn of(&mut self, ordinal: u32) -> Option<SeriesKey> {
+impl LookUps<'_> {
+    /// Where a series is within segments, if it is here.
+    pub(crate) fn key(&mut self, ordinal: u32) -> Option<SeriesKey> {
         let record = self.cursor.find(ordinal)?;
         Some(key_of(&self.index.tenants[record.tenant as usize], record))
+    }
+
+    /// What a series is called, if it is here.
+    pub(crate) fn labels(&mut self, ordinal: u32) -> Option<Labels> {
+        let record = self.cursor.find(ordinal)?;
+        Some(self.index.tenants[record.tenant as usize].symbols.labels(&record.pairs))
     }
 }
 
@@ -109,9 +116,9 @@ impl Index {
         }
     }
 
-    /// Where series are within segments. Cheapest in ascending order.
-    pub(crate) fn keys(&self) -> Keys<'_> {
-        Keys { index: self, cursor: self.records.cursor() }
+    /// Looks series up. Cheapest in ascending order.
+    pub(crate) fn look_ups(&self) -> LookUps<'_> {
+        LookUps { index: self, cursor: self.records.cursor() }
     }
 
     /// The series that are here.
@@ -127,9 +134,9 @@ impl Index {
     /// These series in the order that they have in segments, with their ordinals. Those that are not here are
     /// left out.
     pub(crate) fn in_key_order(&self, ordinals: impl Iterator<Item = u32>) -> Vec<(SeriesKey, u32)> {
-        let mut keys = self.keys();
+        let mut look_ups = self.look_ups();
         let mut keys: Vec<(SeriesKey, u32)> =
-            ordinals.filter_map(|ordinal| Some((keys.of(ordinal)?, ordinal))).collect();
+            ordinals.filter_map(|ordinal| Some((look_ups.key(ordinal)?, ordinal))).collect();
         keys.sort_unstable();
         keys
     }

@@ -5,6 +5,7 @@
 //! named step of flush, merge, delete, drop and retention. A failure names its seed; `SATURN_SEED=<seed>` runs that one alone, `SATURN_RUNS=<n>` runs more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use crate::digest;
 use crate::keys::Window;
 use crate::past;
 use crate::{
-    Engine, EngineOptions, ExportChunk, ExportCursor, ExportedSeries, Retention, STEPS, StepHook,
+    Engine, EngineOptions, ExportChunk, ExportCursor, ExportedSeries, ReadLimits, Retention, STEPS, StepHook,
     StorageError,
 };
 
@@ -500,6 +501,20 @@ impl World {
         }
     }
 
+    /// What a shard has, by both doors.
+    fn read(&self, shard: ShardId, selection: &Selection) -> Vec<SeriesColumns> {
+        let handed_out = self.engine().select(shard, selection, 100).expect("selected");
+        let mut lent = Vec::new();
+        let limits = ReadLimits { series_max: 100, bytes_max: u64::MAX };
+        let read = self.engine().for_each_series(shard, selection, limits, |series| {
+            lent.push(series.clone());
+            ControlFlow::Continue(())
+        });
+        read.expect("read");
+        assert_eq!(format!("{lent:?}"), format!("{handed_out:?}"));
+        handed_out
+    }
+
     fn compare(&self, selection: &Selection) {
         let (start, end) = (selection.start.0, selection.end.0);
         let mut want: BTreeMap<String, BTreeMap<i64, (u64, Vec<u8>)>> = BTreeMap::new();
@@ -515,7 +530,7 @@ impl World {
         let mut listed = BTreeSet::new();
         let mut values = BTreeSet::new();
         for shard in (0..SHARDS).map(ShardId) {
-            for columns in self.engine().select(shard, selection, 100).expect("selected") {
+            for columns in self.read(shard, selection) {
                 let floats = columns.values.iter().map(|v| Value::Float(*v).bits());
                 let mut samples: BTreeMap<_, _> = columns.timestamps.iter().copied().zip(floats).collect();
                 let histograms = columns.histograms.values.iter();

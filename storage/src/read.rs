@@ -6,8 +6,7 @@
 //! segments, and reads segments without any lock: they never change. Since a flush swaps memory for segments in
 //! one step, and each series belongs to one such moment, no sample is missed or invented in between.
 
-use std::collections::HashMap;
-use std::ops::{Range, RangeInclusive};
+use std::ops::{ControlFlow, Range, RangeInclusive};
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
@@ -24,6 +23,8 @@ use crate::tombstones::Mask;
 
 /// Series that are copied from memory under one hold of the shard's lock.
 const SERIES_PER_LOCK: usize = 64;
+/// Series whose labels are looked up together: neighbours in segments are not neighbours in the index.
+const SERIES_PER_LOOK_UP: usize = 1024;
 /// Ordinals per series up to which a selection beyond the limit is counted exactly.
 const ORDINALS_PER_SERIES: usize = 16;
 /// Bytes of one sample in columns.
@@ -39,11 +40,13 @@ pub(crate) struct Scan<'a> {
     series: Vec<(SeriesKey, u32)>,
     /// The next series.
     at: usize,
-    /// What memory had of the series from `copied_from` on.
+    /// What memory had of the series from `copied_from` to `copied_to`. There may be more columns, to be used again.
     in_memory: Vec<SeriesColumns>,
     copied_from: usize,
-    /// Labels of those of them that are not in the index any more.
-    labels: HashMap<u32, Labels>,
+    copied_to: usize,
+    /// Labels of the series from `labels_from` on; none of those that retention took.
+    labels: Vec<Option<Labels>>,
+    labels_from: usize,
     segments: Arc<Vec<Arc<Segment>>>,
     tombstones: Arc<Vec<Arc<Tombstone>>>,
     sources: Vec<Source<'a>>,
@@ -73,44 +76,36 @@ impl<'a> Scan<'a> {
             at: 0,
             in_memory: Vec::new(),
             copied_from: 0,
-            labels: HashMap::new(),
+            copied_to: 0,
+            labels: Vec::new(),
+            labels_from: 0,
             segments: Arc::default(),
             tombstones: Arc::default(),
             sources: Vec::new(),
         }
     }
 
-    /// Replaces `columns` by the next series that has samples, labels left out. `None` at the end.
+    /// Replaces `columns` by the next series that has samples. `None` at the end.
     pub(crate) fn next_into(
         &mut self,
         columns: &mut SeriesColumns,
     ) -> Result<Option<Fingerprint>, StorageError> {
-        Ok(self.advance(columns)?.map(|(fingerprint, _)| fingerprint))
-    }
-
-    /// [`Scan::next_into`] with labels.
-    pub(crate) fn next_labelled(&mut self) -> Result<Option<SeriesColumns>, StorageError> {
-        let mut columns = SeriesColumns::default();
-        let Some((_, labels)) = self.advance(&mut columns)? else {
-            return Ok(None);
-        };
-        columns.labels = labels;
-        Ok(Some(columns))
-    }
-
-    fn advance(
-        &mut self,
-        columns: &mut SeriesColumns,
-    ) -> Result<Option<(Fingerprint, Labels)>, StorageError> {
         while let Some((key, _)) = self.series.get(self.at).copied() {
-            if self.at >= self.copied_from + self.in_memory.len() {
-                self.copy_from_memory()?;
+            if self.at >= self.labels_from + self.labels.len() {
+                self.look_up_labels()?;
+            }
+            if self.at >= self.copied_to {
+                self.copy_from_memory();
             }
             let same = self.at..self.at + same_series(&self.series[self.at..]);
             columns.clear_samples();
             self.read_segments(same.clone(), columns)?;
             for at in same.clone() {
-                let in_memory = &self.in_memory[at - self.copied_from];
+                let in_memory = &mut self.in_memory[at - self.copied_from];
+                if columns.is_empty() {
+                    std::mem::swap(columns, in_memory);
+                    continue;
+                }
                 if !in_memory.timestamps.is_empty() {
                     columns.merge(&in_memory.timestamps, &in_memory.values);
                 }
@@ -120,58 +115,69 @@ impl<'a> Scan<'a> {
             if columns.is_empty() {
                 continue;
             }
-            // Retention may have taken the series meanwhile.
-            if let Some(labels) = self.labels_of(same)? {
-                return Ok(Some((key.fingerprint(), labels)));
+            // Of a series that retention took there may be samples that are not gone yet.
+            let labels = &self.labels[same.start - self.labels_from..same.end - self.labels_from];
+            if let Some(labels) = labels.iter().flatten().next() {
+                columns.labels.clone_from(labels);
+                return Ok(Some(key.fingerprint()));
             }
         }
         Ok(None)
     }
 
-    /// What the series with these ordinals is called, unless retention took it.
-    fn labels_of(&self, same: Range<usize>) -> Result<Option<Labels>, StorageError> {
-        let ordinals = &self.series[same];
+    /// Looks up what the next series are called.
+    fn look_up_labels(&mut self) -> Result<(), StorageError> {
+        let mut to = self.series.len().min(self.at + SERIES_PER_LOOK_UP);
+        to += same_series(&self.series[to - 1..]) - 1;
+        let some = &self.series[self.at..to];
+        let mut by_ordinal: Vec<(u32, usize)> =
+            some.iter().enumerate().map(|(at, (_, ordinal))| (*ordinal, at)).collect();
+        by_ordinal.sort_unstable();
+        self.labels.clear();
+        self.labels.resize(some.len(), None);
+        self.labels_from = self.at;
+        let mut absent = RoaringBitmap::new();
         {
             let index = self.shard.index.read();
-            let here = ordinals.iter().rev().find_map(|(_, ordinal)| index.get(*ordinal));
-            if let Some(series) = here {
-                return Ok(Some(series.labels()));
+            let mut look_ups = index.look_ups();
+            for (ordinal, at) in &by_ordinal {
+                self.labels[*at] = look_ups.labels(*ordinal);
+                if self.labels[*at].is_none() {
+                    absent.insert(*ordinal);
+                }
             }
         }
-        if let Some(labels) = ordinals.iter().find_map(|(_, ordinal)| self.labels.get(ordinal)) {
-            return Ok(Some(labels.clone()));
+        if absent.is_empty() {
+            return Ok(());
         }
-        // It left memory a moment ago.
-        let ordinals = ordinals.iter().map(|(_, ordinal)| *ordinal).collect();
-        let described = past::describe(self.store, &self.shard, &ordinals)?;
-        Ok(described.into_iter().next().map(|series| series.labels))
+        for series in past::describe(self.store, &self.shard, &absent)? {
+            let place = by_ordinal.binary_search_by_key(&series.ordinal, |(ordinal, _)| *ordinal);
+            if let Ok(place) = place {
+                self.labels[by_ordinal[place].1] = Some(series.labels);
+            }
+        }
+        Ok(())
     }
 
     /// What memory has of the next series, and the segments as they are at that moment.
-    fn copy_from_memory(&mut self) -> Result<(), StorageError> {
+    fn copy_from_memory(&mut self) {
         let (start, end) = (*self.range.start(), *self.range.end());
         let mut to = self.series.len().min(self.at + SERIES_PER_LOCK);
         // All ordinals of a series belong to one moment.
         to += same_series(&self.series[to - 1..]) - 1;
         let some = &self.series[self.at..to];
-        let absent = {
-            let index = self.shard.index.read();
-            let ordinals: RoaringBitmap = some.iter().map(|(_, ordinal)| *ordinal).collect();
-            ordinals - index.known()
-        };
-        self.labels.clear();
-        if !absent.is_empty() {
-            let described = past::describe(self.store, &self.shard, &absent)?;
-            self.labels.extend(described.into_iter().map(|series| (series.ordinal, series.labels)));
+        if self.in_memory.len() < some.len() {
+            self.in_memory.resize_with(some.len(), SeriesColumns::default);
         }
+        (self.copied_from, self.copied_to) = (self.at, to);
         let head = self.shard.head.lock();
-        self.in_memory.clear();
-        self.in_memory.extend(some.iter().map(|(_, ordinal)| copy_from_memory(&head, *ordinal, start, end)));
-        self.copied_from = self.at;
+        for ((_, ordinal), columns) in some.iter().zip(&mut self.in_memory) {
+            copy_from_memory(&head, *ordinal, (start, end), columns);
+        }
         let is_same =
             Arc::ptr_eq(&self.segments, &head.segments) && Arc::ptr_eq(&self.tombstones, &head.tombstones);
         if is_same {
-            return Ok(());
+            return;
         }
         self.segments = Arc::clone(&head.segments);
         self.tombstones = Arc::clone(&head.tombstones);
@@ -184,11 +190,11 @@ impl<'a> Scan<'a> {
             reader: self.store.rocks.segment_reader(segment, self.blocks),
         };
         self.sources = touched.map(source).collect();
-        Ok(())
     }
 
     /// Adds what segments have of the series with these ordinals.
     fn read_segments(&mut self, same: Range<usize>, columns: &mut SeriesColumns) -> Result<(), StorageError> {
+        let place = same.start - self.labels_from..same.end - self.labels_from;
         let same = &self.series[same];
         for Source { segment, mask, reader } in &mut self.sources {
             let Some((key, ordinal)) = same.iter().find(|(_, ordinal)| segment.ordinals.contains(*ordinal))
@@ -199,12 +205,10 @@ impl<'a> Scan<'a> {
                 if matches!(error, StorageError::Corrupt { .. }) {
                     self.store.metrics.corrupt_reads.inc();
                 }
-                match self.shard.index.read().get(*ordinal) {
-                    Some(series) => error.of_series(&series.labels()),
-                    None => match self.labels.get(ordinal) {
-                        Some(labels) => error.of_series(labels),
-                        None => error,
-                    },
+                let labels = &self.labels[place.clone()];
+                match labels.iter().flatten().next() {
+                    Some(labels) => error.of_series(labels),
+                    None => error,
                 }
             })?;
         }
@@ -224,6 +228,8 @@ fn same_series(series: &[(SeriesKey, u32)]) -> usize {
 pub struct SeriesStream<'a> {
     /// `None` if there is nothing, or nothing any more.
     scan: Option<Scan<'a>>,
+    /// Samples of the series before.
+    samples_likely: usize,
     bytes: u64,
     bytes_max: u64,
 }
@@ -232,23 +238,52 @@ impl Iterator for SeriesStream<'_> {
     type Item = Result<SeriesColumns, StorageError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let item = self.scan.as_mut()?.next_labelled().transpose();
-        let checked = item.map(|series| self.charge(series?));
-        if !matches!(checked, Some(Ok(_))) {
-            self.scan = None;
-        }
-        checked
+        let mut columns = SeriesColumns {
+            timestamps: Vec::with_capacity(self.samples_likely),
+            values: Vec::with_capacity(self.samples_likely),
+            ..SeriesColumns::default()
+        };
+        let more = self.next_into(&mut columns).transpose()?;
+        self.samples_likely = columns.timestamps.len();
+        Some(more.map(|()| columns))
     }
 }
 
 impl SeriesStream<'_> {
-    fn charge(&mut self, series: SeriesColumns) -> Result<SeriesColumns, StorageError> {
+    /// Replaces `columns` by the next series. `None`, or after an error: there is none.
+    fn next_into(&mut self, columns: &mut SeriesColumns) -> Result<Option<()>, StorageError> {
+        let Some(scan) = &mut self.scan else {
+            return Ok(None);
+        };
+        let found = scan.next_into(columns);
+        let charged = found.and_then(|found| found.map(|_| self.charge(columns)).transpose());
+        if !matches!(charged, Ok(Some(()))) {
+            self.scan = None;
+        }
+        charged
+    }
+
+    fn charge(&mut self, series: &SeriesColumns) -> Result<(), StorageError> {
         let samples = series.weight() as u64;
         self.bytes += samples * SAMPLE_BYTES + series.labels.as_encoded().len() as u64;
         if self.bytes > self.bytes_max {
             return Err(StorageError::TooManyBytes { max: self.bytes_max });
         }
-        Ok(series)
+        Ok(())
+    }
+
+    /// Gives series after series to `each`, until it does not want more.
+    pub(crate) fn for_each(
+        mut self,
+        mut each: impl FnMut(&SeriesColumns) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        let mut columns = SeriesColumns::default();
+        while self.next_into(&mut columns)?.is_some() {
+            if each(&columns).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -268,14 +303,14 @@ pub(crate) fn stream<'a>(
 ) -> Result<SeriesStream<'a>, StorageError> {
     let bytes_max = limits.bytes_max;
     let Some(shard) = store.known_shard(shard) else {
-        return Ok(SeriesStream { scan: None, bytes: 0, bytes_max });
+        return Ok(SeriesStream { scan: None, samples_likely: 0, bytes: 0, bytes_max });
     };
     let (start, end) = (selection.start.0, selection.end.0);
     let matched = past::matching(store, &shard, selection)?;
     let present = shard.head.lock().present(&matched, start, end);
     let series = in_key_order(store, &shard, &present, limits.series_max)?;
     let scan = Scan::new(store, shard, series, start..=end, Blocks::ReadAgain);
-    Ok(SeriesStream { scan: Some(scan), bytes: 0, bytes_max })
+    Ok(SeriesStream { scan: Some(scan), samples_likely: 0, bytes: 0, bytes_max })
 }
 
 /// Refuses more than `max` series. One that was away for a while has several ordinals and counts once.
@@ -297,8 +332,9 @@ fn in_key_order(
     Ok(series)
 }
 
-fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesColumns {
-    let mut columns = SeriesColumns::default();
+/// Replaces `columns` by what memory has of a series.
+fn copy_from_memory(head: &Head, ordinal: u32, (start, end): (i64, i64), columns: &mut SeriesColumns) {
+    columns.clear_samples();
     let mut runs = head.runs(ordinal);
     if let Some(run) = runs.next() {
         run.read(start, end, &mut columns.timestamps, &mut columns.values);
@@ -308,6 +344,5 @@ fn copy_from_memory(head: &Head, ordinal: u32, start: i64, end: i64) -> SeriesCo
         run.read(start, end, &mut timestamps, &mut values);
         columns.merge(&timestamps, &values);
     }
-    head.histograms.add_range(ordinal, start, end, &mut columns);
-    columns
+    head.histograms.add_range(ordinal, start, end, columns);
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use saturn_benches::{
-    Load, LoadOptions, PeerKind, Subject, check_count, machine, measure_backfill, measure_engine, record,
-    send_all,
+    Load, LoadOptions, PeerKind, ScanFigures, Subject, check_count, machine, measure_backfill,
+    measure_engine, measure_scan, record, send_all,
 };
 use saturn_chaos_tests::{Endpoint, now_ms};
 
@@ -70,6 +70,8 @@ enum Command {
         #[arg(long, default_value_t = 2000)]
         series: usize,
     },
+    /// The engine alone: what reading costs.
+    Scan,
     /// Many series: CPU, memory, selectors, and the start after SIGKILL, of Saturn and the peers.
     Million {
         /// Series in all.
@@ -90,6 +92,7 @@ async fn main() -> Result<()> {
         Command::Disk { recording, series } => disk(load(recording.as_deref(), series)?).await,
         Command::Engine { recording, series } => engine(&load(recording.as_deref(), series)?).await,
         Command::Backfill { series, days } => backfill(series, days).await,
+        Command::Scan => scan().await,
         Command::Million { series, rounds } => million(series, rounds).await,
     }
 }
@@ -194,6 +197,28 @@ async fn backfill(series: usize, days: usize) -> Result<()> {
     for (name, way) in ways {
         let ns = way.cpu_seconds * 1e9 / way.samples as f64;
         println!("| {name} | {ns:.0} | {} |", way.head_bytes_max);
+    }
+    Ok(())
+}
+
+async fn scan() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    println!("{}.\n", machine());
+    println!("10,000 of 20,000 series are selected; CPU time of one thread.\n");
+    println!(
+        "| samples are | all as columns, M samples/s | `rate` of 1 h, one step: at the data, ms | evaluated from columns | `rate` of 5 m, 60 steps: at the data | evaluated from columns |\n|---|---|---|---|---|---|"
+    );
+    for figures in measure_scan(folder.path()).await? {
+        let ScanFigures { state, samples_per_second, one_step, sixty_steps } = figures;
+        let ms = |seconds: f64| format!("{:.1}", seconds * 1e3);
+        println!(
+            "| {state} | {:.0} | {} | {} | {} | {} |",
+            samples_per_second / 1e6,
+            ms(one_step.at_data),
+            ms(one_step.evaluated),
+            ms(sixty_steps.at_data),
+            ms(sixty_steps.evaluated),
+        );
     }
     Ok(())
 }

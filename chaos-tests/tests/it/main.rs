@@ -3,6 +3,7 @@
 //! * `harness`: the tools of these tests do what they claim.
 //! * `road`: Prometheus in, PromQL out, the answers equal Prometheus's own; one node dies on the way.
 //! * `ack`: what was acked is there after all nodes were killed, and after all disks lost power.
+//! * `aggregation`: a node alone aggregates at its storage engine, and answers the same.
 //! * `crash`: the storage engine alone, under power cuts at every named step.
 //! * `deletion`: series deleted over HTTP, on all replicas.
 //! * `bad_input`: what senders and clients get wrong, and tenants kept apart.
@@ -20,6 +21,7 @@
 //! * `demo`: `saturn demo` comes up, answers, and leaves nothing behind.
 
 mod ack;
+mod aggregation;
 mod bad_input;
 mod compliance;
 mod crash;

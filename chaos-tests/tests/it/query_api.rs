@@ -48,7 +48,8 @@ async fn statistics_say_what_a_query_read() -> Result<()> {
     ensure!(counts(&samples["totalQueryableSamplesPerStep"]) == [12, 12, 12], "{samples}");
     ensure!(counts(&samples["samplesReadPerStep"]) == [12, 3, 3], "{samples}");
     ensure!(samples["totalQueryableSamples"] == 36 && samples["samplesRead"] == 18, "{samples}");
-    ensure!(samples["peakSamples"].as_u64().is_some_and(|peak| (18..1000).contains(&peak)), "{samples}");
+    // Summed up at the data: no more than the sums were held.
+    ensure!(samples["peakSamples"].as_u64().is_some_and(|peak| (3..18).contains(&peak)), "{samples}");
     let timings = &data["stats"]["timings"];
     for name in [
         "evalTotalTime",

@@ -10,13 +10,14 @@ use saturn_model::{Histogram, Labels, METRIC_NAME};
 
 use crate::ast::{Aggregate, AggregateOp, Expr, Grouping};
 use crate::error::EvalError;
+use crate::eval::accumulators::{Accumulator, Count, Deviation, Greatest, Least, One, Variance};
 use crate::eval::block::{Block, Cell, RowMut, SeriesName};
 use crate::eval::engine::Evaluator;
 use crate::eval::grid::Grid;
 use crate::eval::histogram_mean::{HistogramMean, ResetsSeen};
 use crate::eval::names::{BlockBuilder, keep_labels};
 use crate::eval::numerics::{KahanSum, Mean, mean, quantile};
-use crate::eval::over_time::{larger, smaller, sum};
+use crate::eval::over_time::sum;
 use crate::eval::params::SampleValue;
 use crate::eval::remarks::Remarks;
 use crate::eval::window::metric_name;
@@ -38,6 +39,9 @@ impl Evaluator<'_> {
         span: Span,
         grid: &Grid,
     ) -> Result<Block, EvalError> {
+        if let Some(done) = self.aggregate_at_source(aggregate, grid)? {
+            return Ok(done);
+        }
         let block = self.vector(&aggregate.expr, grid)?;
         match (aggregate.op, &aggregate.param) {
             (AggregateOp::Quantile, Some(param)) => self.quantiles(aggregate, param, block, grid),
@@ -68,24 +72,14 @@ impl Evaluator<'_> {
             let mut row = result.push(group.name)?;
             let rows = group.members.iter().map(|member| block.row(*member));
             match aggregate.op {
-                AggregateOp::Sum => {
-                    fold_rows(rows, &mut row, KahanSum::default(), KahanSum::add, KahanSum::total)
-                }
-                AggregateOp::Avg => fold_rows(rows, &mut row, Mean::default(), Mean::add, Mean::mean),
-                AggregateOp::Count => fold_rows(rows, &mut row, 0.0, |n, _| *n += 1.0, |n| n),
-                AggregateOp::Group => fold_rows(rows, &mut row, 1.0, |_, _| {}, |one| one),
-                AggregateOp::Min => {
-                    fold_rows(rows, &mut row, f64::NAN, |best, v| *best = smaller(*best, v), |best| best);
-                }
-                AggregateOp::Max => {
-                    fold_rows(rows, &mut row, f64::NAN, |best, v| *best = larger(*best, v), |best| best);
-                }
-                AggregateOp::Stdvar => {
-                    fold_rows(rows, &mut row, Welford::default(), Welford::add, Welford::variance);
-                }
-                AggregateOp::Stddev => {
-                    fold_rows(rows, &mut row, Welford::default(), Welford::add, |w| w.variance().sqrt());
-                }
+                AggregateOp::Sum => fold_rows::<KahanSum>(rows, &mut row),
+                AggregateOp::Avg => fold_rows::<Mean>(rows, &mut row),
+                AggregateOp::Count => fold_rows::<Count>(rows, &mut row),
+                AggregateOp::Group => fold_rows::<One>(rows, &mut row),
+                AggregateOp::Min => fold_rows::<Least>(rows, &mut row),
+                AggregateOp::Max => fold_rows::<Greatest>(rows, &mut row),
+                AggregateOp::Stdvar => fold_rows::<Variance>(rows, &mut row),
+                AggregateOp::Stddev => fold_rows::<Deviation>(rows, &mut row),
                 _ => return Err(EvalError::Invalid(format!("{} needs a parameter", aggregate.op.name()))),
             }
         }
@@ -253,55 +247,26 @@ fn fold_histograms<'a>(
 }
 
 /// Adds the values of all rows, step by step, and writes the finished values of steps that had any.
-fn fold_rows<'a, A: Clone>(
+fn fold_rows<'a, A: Accumulator>(
     rows: impl Iterator<Item = crate::eval::block::Row<'a>>,
     result: &mut RowMut<'_>,
-    empty: A,
-    mut add: impl FnMut(&mut A, f64),
-    finish: impl Fn(A) -> f64,
 ) {
-    let mut accumulators = vec![empty; result.values.len()];
+    let mut accumulators = vec![A::default(); result.values.len()];
     for row in rows {
         for ((accumulator, seen), (value, present)) in
             accumulators.iter_mut().zip(result.present.iter_mut()).zip(row.values.iter().zip(row.present))
         {
             if *present {
                 *seen = true;
-                add(accumulator, *value);
+                accumulator.add(*value);
             }
         }
     }
     for ((value, seen), accumulator) in result.values.iter_mut().zip(result.present.iter()).zip(accumulators)
     {
         if *seen {
-            *value = finish(accumulator);
+            *value = accumulator.finish();
         }
-    }
-}
-
-/// Welford's running variance, without compensation, as in Prometheus's aggregators.
-#[derive(Clone, Copy, Default)]
-struct Welford {
-    count: f64,
-    mean: f64,
-    squares: f64,
-}
-
-impl Welford {
-    fn add(&mut self, value: f64) {
-        self.count += 1.0;
-        if self.count == 1.0 {
-            self.mean = value;
-            self.squares = if value.is_finite() { 0.0 } else { f64::NAN };
-            return;
-        }
-        let delta = value - self.mean;
-        self.mean += delta / self.count;
-        self.squares += delta * (value - self.mean);
-    }
-
-    fn variance(self) -> f64 {
-        self.squares / self.count
     }
 }
 
@@ -309,10 +274,15 @@ impl Welford {
 fn group_labels(labels: &Labels, grouping: &Grouping) -> Labels {
     match grouping {
         Grouping::By(kept) if kept.is_empty() => Labels::empty(),
-        Grouping::By(kept) => keep_labels(labels, |name| kept.iter().any(|label| label == name)),
-        Grouping::Without(removed) => {
-            keep_labels(labels, |name| name != METRIC_NAME && !removed.iter().any(|label| label == name))
-        }
+        _ => keep_labels(labels, |name| keeps(grouping, name)),
+    }
+}
+
+/// Whether the groups have the label with this name.
+pub(super) fn keeps(grouping: &Grouping, name: &str) -> bool {
+    match grouping {
+        Grouping::By(kept) => kept.iter().any(|label| label == name),
+        Grouping::Without(removed) => name != METRIC_NAME && !removed.iter().any(|label| label == name),
     }
 }
 

@@ -30,7 +30,8 @@ impl StepCounts {
         self.read[step] += read as u64;
     }
 
-    fn add(&mut self, other: &StepCounts) {
+    /// Adds counts of the same steps; all together if there is room for one.
+    pub(super) fn add(&mut self, other: &StepCounts) {
         let sums = |sums: &mut [u64], counts: &[u64]| match sums {
             [total] => *total += counts.iter().sum::<u64>(),
             _ => sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count),

@@ -39,27 +39,68 @@ struct Recent {
     samples: usize,
     /// Milliseconds from the window's start to the first sample, from there to the last one, from there to the end.
     gaps: [i64; 3],
+    timing: PlainTiming,
+}
+
+/// How the samples of a window lie in it, if they do not know when their counter began.
+#[derive(Clone, Debug)]
+pub(super) struct PlainTiming {
     timing: Timing,
     factor: f64,
     /// Whether the extrapolation on the left is no longer than what the samples cover.
     short_start: bool,
 }
 
+impl PlainTiming {
+    /// Of samples at these times, in a window from `start`, exclusive, to `end`. Nothing of less than two samples.
+    fn of(timestamps: &[i64], (start, end): (i64, i64), change: Change) -> Option<Self> {
+        let timing = Timing::of(timestamps, &[], (start, end), change)?;
+        let (factor, short_start) = (timing.factor(), timing.to_start <= timing.sampled);
+        Some(Self { timing, factor, short_start })
+    }
+
+    /// What [`extrapolated_change`] makes of these values, with fewer divisions. `falls`: whether one of them may be
+    /// smaller than the one before.
+    #[inline]
+    pub(super) fn change(&self, values: &[f64], falls: bool) -> Option<f64> {
+        let ([first, ..], [.., last]) = (values, values) else {
+            return None;
+        };
+        let mut result = last - first;
+        if falls && self.timing.change.is_of_counter() {
+            let resets = values.windows(2).filter(|pair| pair[1] < pair[0]);
+            resets.for_each(|pair| result += pair[0]);
+        }
+        // A counter that began at least as high as it rose was at zero before all that is extrapolated.
+        let far_from_zero = self.short_start && *first >= result;
+        if result > 0.0 && *first >= 0.0 && !far_from_zero {
+            let mut timing = self.timing.clone();
+            timing.limit_to_zero(first / result);
+            return Some(result * timing.factor());
+        }
+        Some(result * self.factor)
+    }
+}
+
 impl RecentTiming {
     /// The timing of a window whose samples do not know when their counter began.
-    fn of(&mut self, window: Window<'_>, change: Change) -> Option<&Recent> {
-        let (first, last) = (*window.timestamps.first()?, *window.timestamps.last()?);
-        let gaps = [first - window.start, last - first, window.end - last];
-        let samples = window.timestamps.len();
+    pub(super) fn of(
+        &mut self,
+        timestamps: &[i64],
+        (start, end): (i64, i64),
+        change: Change,
+    ) -> Option<&PlainTiming> {
+        let (first, last) = (*timestamps.first()?, *timestamps.last()?);
+        let gaps = [first - start, last - first, end - last];
+        let samples = timestamps.len();
         let known = |recent: &Recent| {
-            recent.samples == samples && recent.gaps == gaps && recent.timing.change == change
+            recent.samples == samples && recent.gaps == gaps && recent.timing.timing.change == change
         };
         if !self.0.as_ref().is_some_and(known) {
-            let timing = Timing::of(window.timestamps, &[], window, change)?;
-            let (factor, short_start) = (timing.factor(), timing.to_start <= timing.sampled);
-            self.0 = Some(Recent { samples, gaps, timing, factor, short_start });
+            let timing = PlainTiming::of(timestamps, (start, end), change)?;
+            self.0 = Some(Recent { samples, gaps, timing });
         }
-        self.0.as_ref()
+        self.0.as_ref().map(|recent| &recent.timing)
     }
 }
 
@@ -83,7 +124,8 @@ pub(super) fn extrapolated_change(
         1 => None,
         _ => Some(histogram_change(histograms, change, remarks)?),
     };
-    let mut timing = Timing::of(histograms.timestamps, histograms.starts, window, change)?;
+    let mut timing =
+        Timing::of(histograms.timestamps, histograms.starts, (window.start, window.end), change)?;
     if timing.from_start {
         let mut sum = result.as_ref().map(HistogramSum::from);
         match &mut sum {
@@ -102,28 +144,12 @@ pub(super) fn extrapolated_change(
 /// What [`extrapolated_change`] makes of floats that do not know when their counter began, with fewer divisions, and
 /// nothing to say.
 pub(super) fn plain_change(window: Window<'_>, change: Change, recent: &mut RecentTiming) -> Option<f64> {
-    let Recent { timing, factor, short_start, .. } = recent.of(window, change)?;
-    let ([first, ..], [.., last]) = (window.values, window.values) else {
-        return None;
-    };
-    let mut result = last - first;
-    if change.is_of_counter() && window.falls {
-        let resets = window.values.windows(2).filter(|pair| pair[1] < pair[0]);
-        resets.for_each(|pair| result += pair[0]);
-    }
-    // A counter that began at least as high as it rose was at zero before all that is extrapolated.
-    let far_from_zero = *short_start && *first >= result;
-    if result > 0.0 && *first >= 0.0 && !far_from_zero {
-        let mut timing = timing.clone();
-        timing.limit_to_zero(first / result);
-        return Some(result * timing.factor());
-    }
-    Some(result * factor)
+    recent.of(window.timestamps, (window.start, window.end), change)?.change(window.values, window.falls)
 }
 
 /// The change of a window of floats, and the factor that extrapolates it.
 fn float_change(window: Window<'_>, change: Change, overlap: impl FnOnce()) -> Option<(f64, f64)> {
-    let mut timing = Timing::of(window.timestamps, window.starts, window, change)?;
+    let mut timing = Timing::of(window.timestamps, window.starts, (window.start, window.end), change)?;
     let ([first, ..], [.., last]) = (window.values, window.values) else {
         return None;
     };
@@ -176,11 +202,16 @@ struct Timing {
 
 impl Timing {
     /// Nothing if there is only one sample and its counter did not begin inside of the window.
-    fn of(timestamps: &[i64], starts: &[i64], window: Window<'_>, change: Change) -> Option<Self> {
+    fn of(
+        timestamps: &[i64],
+        starts: &[i64],
+        (window_start, window_end): (i64, i64),
+        change: Change,
+    ) -> Option<Self> {
         let (first, last) = (*timestamps.first()?, *timestamps.last()?);
         let seconds = |ms: i64| to_float(ms) / 1000.0;
         let start = starts.first().copied().unwrap_or(0);
-        let from_start = change.is_of_counter() && start != 0 && start > window.start && start < first;
+        let from_start = change.is_of_counter() && start != 0 && start > window_start && start < first;
         if timestamps.len() == 1 && !from_start {
             return None;
         }
@@ -190,11 +221,11 @@ impl Timing {
         let reach = |gap: f64| if gap >= average_gap * 1.1 { average_gap / 2.0 } else { gap };
         Some(Self {
             sampled: seconds(last - if from_start { start } else { first }),
-            to_start: if from_start { 0.0 } else { reach(seconds(first - window.start)) },
-            to_end: reach(seconds(window.end - last)),
+            to_start: if from_start { 0.0 } else { reach(seconds(first - window_start)) },
+            to_end: reach(seconds(window_end - last)),
             from_start,
             change,
-            range: seconds(window.end - window.start),
+            range: seconds(window_end - window_start),
         })
     }
 

@@ -65,7 +65,7 @@ impl Reach {
 }
 
 /// The time that a selector looks at for each step: moved by `offset`, or pinned by `@`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reference {
     pinned: Option<i64>,
     offset_ms: i64,

@@ -6,6 +6,7 @@
 //!
 //! Source of the rules: Prometheus's `promql/engine.go` and `functions.go` (3.x); file by file below.
 
+mod accumulators;
 mod aggregate;
 mod binary;
 pub(crate) mod block;
@@ -35,6 +36,7 @@ mod rank;
 mod remarks;
 mod requests;
 mod select;
+mod selector_aggregate;
 mod smoothed;
 mod sort;
 mod start_timestamps;
@@ -48,4 +50,5 @@ pub use params::{
     EvalParams, NameRemoval, QueryResult, SampleStats, SampleValue, SelectorHints, SelectorRequest, Source,
     SourceError, StartTimestamps, Value, VectorSample,
 };
-pub use requests::selector_requests;
+pub use requests::{DataRequest, data_requests, selector_requests};
+pub use selector_aggregate::{NotApart, PartialGroups, SelectorAggregate, SeriesFold};

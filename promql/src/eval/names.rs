@@ -21,7 +21,7 @@ pub(super) enum Duplicates {
 }
 
 /// Labels that describe the metric and go together with its name.
-fn is_metadata(name: &str) -> bool {
+pub(super) fn is_metadata(name: &str) -> bool {
     matches!(name, METRIC_NAME | "__type__" | "__unit__")
 }
 

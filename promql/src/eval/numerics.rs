@@ -38,6 +38,25 @@ impl Mean {
         self.sum = scaled.plus(value / self.count);
     }
 
+    /// The mean of what both have seen.
+    pub(super) fn joined(self, other: Self) -> Self {
+        if self.count == 0.0 || other.count == 0.0 {
+            return if self.count == 0.0 { other } else { self };
+        }
+        let count = self.count + other.count;
+        if !self.incremental && !other.incremental {
+            let sum = self.sum.joined(other.sum);
+            if !sum.sum.is_infinite() {
+                return Self { count, sum, incremental: false };
+            }
+        }
+        let part = |mean: Self| {
+            let share = if mean.incremental { mean.count / count } else { 1.0 / count };
+            KahanSum { sum: mean.sum.sum * share, compensation: mean.sum.compensation * share }
+        };
+        Self { count, sum: part(self).joined(part(other)), incremental: true }
+    }
+
     /// The mean; NaN without values.
     pub(super) fn mean(self) -> f64 {
         if self.incremental {

@@ -6,6 +6,7 @@ use saturn_model::{Histogram, Labels, Matcher, SeriesColumns, TimestampMs};
 
 use crate::annotations::Annotations;
 use crate::eval::grid::Grid;
+use crate::eval::selector_aggregate::{PartialGroups, SelectorAggregate};
 use crate::syntax::durations::DurationContext;
 
 /// Time range and settings of one evaluation.
@@ -75,6 +76,13 @@ pub trait Source: Sync {
     /// The series of a request, each at most once, in any order. Samples outside of the requested range
     /// do no harm; stale markers must be included.
     fn select(&self, request: &SelectorRequest) -> Result<Arc<[SeriesColumns]>, SourceError>;
+
+    /// The groups of an aggregation of one selector, if the source has computed them. Otherwise the evaluation reads
+    /// the selector and computes them itself.
+    fn aggregate(&self, aggregate: &SelectorAggregate) -> Result<Option<Arc<PartialGroups>>, SourceError> {
+        let _ = aggregate;
+        Ok(None)
+    }
 }
 
 /// Why a source has no answer.

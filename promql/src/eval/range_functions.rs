@@ -87,14 +87,18 @@ impl Evaluator<'_> {
         })?;
         if change.is_of_counter() {
             for (name, _) in block.rows().filter(|(_, row)| row.floats().next().is_some()) {
-                let metric = metric_name(name);
-                let counter = COUNTER_SUFFIXES.iter().any(|suffix| metric.ends_with(suffix));
-                if !metric.is_empty() && !counter {
-                    self.remarks_on(name, arg.span).name_is_no_counters();
-                }
+                self.remark_on_counter(metric_name(name), arg.span);
             }
         }
         Ok(block)
+    }
+
+    /// Says so if the metric does not look like the counter that it should be.
+    pub(super) fn remark_on_counter(&self, metric: &str, span: Span) {
+        let counter = COUNTER_SUFFIXES.iter().any(|suffix| metric.ends_with(suffix));
+        if !metric.is_empty() && !counter {
+            Remarks { evaluator: self, metric, span }.name_is_no_counters();
+        }
     }
 
     fn instant_change_call(
@@ -210,8 +214,8 @@ impl Evaluator<'_> {
     }
 }
 
-const SUM: Fold = Fold { several: |windows| sums(windows, sum), one: sum };
-const MEAN: Fold = Fold { several: means, one: mean };
+pub(super) const SUM: Fold = Fold { several: |windows| sums(windows, sum), one: sum };
+pub(super) const MEAN: Fold = Fold { several: means, one: mean };
 
 /// Computes one histogram of at least one.
 type HistogramFold = fn(&[Arc<Histogram>], &mut ResetsSeen) -> Result<Histogram, IncompatibleSchemas>;

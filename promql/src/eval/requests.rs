@@ -6,19 +6,66 @@ use crate::eval::grid::{Grid, positive_duration, request_of, subquery_grid};
 use crate::eval::info::info_request;
 use crate::eval::invariance::is_step_invariant;
 use crate::eval::params::{EvalParams, SelectorRequest};
+use crate::eval::selector_aggregate::SelectorAggregate;
 use crate::functions::FunctionId;
+
+/// What an evaluation asks its source for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DataRequest {
+    /// All samples of a selector.
+    Series(SelectorRequest),
+    /// An aggregation of a selector. A source that cannot compute it is asked for the selector instead.
+    Aggregate(Box<SelectorAggregate>),
+}
+
+impl DataRequest {
+    /// The selector that it is about.
+    pub fn selector(&self) -> &SelectorRequest {
+        match self {
+            Self::Series(request) => request,
+            Self::Aggregate(aggregate) => aggregate.request(),
+        }
+    }
+}
+
+/// [`selector_requests`], with what can be aggregated at the source as such: selectors that the expression uses once,
+/// so that nothing is read twice.
+pub fn data_requests(expr: &Expr, params: &EvalParams) -> Vec<DataRequest> {
+    let mut requests: Vec<DataRequest> = Vec::new();
+    walk(expr, params, |request| {
+        match requests.iter_mut().find(|known| known.selector() == request.selector()) {
+            Some(known) => *known = DataRequest::Series(request.selector().clone()),
+            None => requests.push(request),
+        }
+    });
+    requests
+}
 
 /// Everything that [`evaluate`](crate::evaluate) will ask its source for, each request once. Empty parts
 /// of an expression, and those that evaluation refuses, ask for nothing.
 pub fn selector_requests(expr: &Expr, params: &EvalParams) -> Vec<SelectorRequest> {
     let mut requests = Vec::new();
+    walk(expr, params, |request| {
+        if !requests.contains(request.selector()) {
+            requests.push(request.selector().clone());
+        }
+    });
+    requests
+}
+
+/// Gives all requests to `each`, in the order of the selectors in the expression.
+fn walk(expr: &Expr, params: &EvalParams, mut each: impl FnMut(DataRequest)) {
     let mut open = vec![(expr, once_if_invariant(expr, params.grid()))];
     while let Some((expr, grid)) = open.pop() {
-        // An invalid duration makes the evaluation fail before it reads.
-        if let Ok(Some(request)) = request_of_node(expr, &grid, params)
-            && !requests.contains(&request)
+        if let ExprKind::Aggregate(aggregate) = &expr.kind
+            && let Some(aggregate) = SelectorAggregate::of(aggregate, &grid, params)
         {
-            requests.push(request);
+            each(DataRequest::Aggregate(Box::new(aggregate)));
+            continue;
+        }
+        // An invalid duration makes the evaluation fail before it reads.
+        if let Ok(Some(request)) = request_of_node(expr, &grid, params) {
+            each(DataRequest::Series(request));
         }
         if let Ok(inner) = grid_of_children(expr, &grid, params)
             && inner.count > 0
@@ -27,7 +74,6 @@ pub fn selector_requests(expr: &Expr, params: &EvalParams) -> Vec<SelectorReques
             open.extend(children.map(|child| (child, once_if_invariant(child, inner))));
         }
     }
-    requests
 }
 
 fn request_of_node(

@@ -314,15 +314,15 @@ pub(super) fn without_stale_markers(columns: &SeriesColumns) -> SeriesColumns {
 }
 
 /// A part of a column of times that only ever moves forward.
-#[derive(Clone, Copy, Default)]
-struct Slider {
-    first: usize,
-    past: usize,
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Slider {
+    pub(super) first: usize,
+    pub(super) past: usize,
 }
 
 impl Slider {
     /// Moves to the times in `(after, until]`.
-    fn slide(&mut self, timestamps: &[i64], after: i64, until: i64) {
+    pub(super) fn slide(&mut self, timestamps: &[i64], after: i64, until: i64) {
         self.first += advance(&timestamps[self.first..], after);
         self.past = self.past.max(self.first);
         self.past += advance(&timestamps[self.past..], until);
@@ -522,7 +522,7 @@ fn map_series(
 pub(super) const LANES: usize = 4;
 
 /// Computes one number of the floats of each of several windows, and of one.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Fold {
     pub(super) several: fn([&[f64]; LANES]) -> [f64; LANES],
     pub(super) one: fn(&[f64]) -> f64,

@@ -14,4 +14,4 @@ mod store;
 
 pub use check::{almost_equal, points, same_histogram};
 pub use runner::{Failure, Score, run_script};
-pub use store::{Announced, Store};
+pub use store::{Aggregating, Announced, Store};

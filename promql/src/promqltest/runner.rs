@@ -4,10 +4,11 @@ use saturn_model::TimestampMs;
 
 use super::check::{check_annotations, check_column, check_value};
 use super::script::{Command, CommandKind, Eval, Steps, parse_script};
-use super::store::{Announced, Store};
+use super::store::{Aggregating, Announced, Store};
 use crate::ast::{At, Expr, ExprKind};
 use crate::{
-    EvalError, EvalParams, NameRemoval, QueryResult, StartTimestamps, evaluate, parse, selector_requests,
+    EvalError, EvalParams, NameRemoval, QueryResult, StartTimestamps, data_requests, evaluate, parse,
+    selector_requests,
 };
 
 /// Most samples that an evaluation may hold, as in Prometheus's own runner.
@@ -133,26 +134,43 @@ impl Runner {
     }
 
     fn check(&mut self, expr: &Expr, query: &str, eval: &Eval, steps: Steps) -> Result<(), String> {
-        match (self.run(expr, steps), &eval.expected.fail) {
-            (Ok(_), Some(_)) => Err("want a failure".into()),
-            (Ok(result), None) => {
-                check_annotations(&result.annotations, query, &eval.expected)?;
-                check_value(&result.value, eval)?;
-                Ok(())
-            }
-            (Err(error), Some(wanted)) if wanted.matches(&error.to_string()) => Ok(()),
-            (Err(error), _) => Err(format!("failed: {error}")),
-        }
+        check_result(self.run(expr, steps), query, eval)?;
+        check_result(self.run_at_source(expr, steps), query, eval).map_err(|e| format!("at the source: {e}"))
     }
 
-    fn run(&mut self, expr: &Expr, (start, end, step): Steps) -> Result<QueryResult, EvalError> {
+    fn run(&mut self, expr: &Expr, steps: Steps) -> Result<QueryResult, EvalError> {
         self.queries += 1;
+        let params = self.params(steps);
+        let source = Announced { store: &self.store, requests: selector_requests(expr, &params) };
+        evaluate(expr, &params, &source, &|| false)
+    }
+
+    /// [`Runner::run`] with what can be aggregated at the source aggregated there.
+    fn run_at_source(&self, expr: &Expr, steps: Steps) -> Result<QueryResult, EvalError> {
+        let params = self.params(steps);
+        let source = Aggregating { store: &self.store, requests: data_requests(expr, &params) };
+        evaluate(expr, &params, &source, &|| false)
+    }
+
+    fn params(&self, (start, end, step): Steps) -> EvalParams {
         let mut params = EvalParams::range(TimestampMs(start), TimestampMs(end), step);
         params.name_removal = self.name_removal;
         params.start_timestamps = StartTimestamps::Used;
         params.samples_max = SAMPLES_MAX;
-        let source = Announced { store: &self.store, requests: selector_requests(expr, &params) };
-        evaluate(expr, &params, &source, &|| false)
+        params
+    }
+}
+
+fn check_result(result: Result<QueryResult, EvalError>, query: &str, eval: &Eval) -> Result<(), String> {
+    match (result, &eval.expected.fail) {
+        (Ok(_), Some(_)) => Err("want a failure".into()),
+        (Ok(result), None) => {
+            check_annotations(&result.annotations, query, &eval.expected)?;
+            check_value(&result.value, eval)?;
+            Ok(())
+        }
+        (Err(error), Some(wanted)) if wanted.matches(&error.to_string()) => Ok(()),
+        (Err(error), _) => Err(format!("failed: {error}")),
     }
 }
 

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::{SelectorRequest, Source, SourceError};
+use crate::{
+    DataRequest, PartialGroups, SelectorAggregate, SelectorRequest, SeriesFold, Source, SourceError,
+};
 use saturn_model::{
     Buckets, CUSTOM_BUCKETS_SCHEMA, CounterResetHint, Histogram, Labels, SeriesColumns, is_stale_nan,
 };
@@ -236,6 +238,38 @@ impl Source for Announced<'_> {
             true => self.store.select(request),
             false => Err(SourceError::new(format!("{request:?} was not announced"))),
         }
+    }
+}
+
+/// A store that aggregates what can be aggregated at the source, each series apart, and checks that evaluation reads
+/// only what was announced.
+pub struct Aggregating<'a> {
+    /// Where the series are.
+    pub store: &'a Store,
+    /// What was announced.
+    pub requests: Vec<DataRequest>,
+}
+
+impl Source for Aggregating<'_> {
+    fn select(&self, request: &SelectorRequest) -> Result<Arc<[SeriesColumns]>, SourceError> {
+        match self.requests.iter().any(|announced| announced.selector() == request) {
+            true => self.store.select(request),
+            false => Err(SourceError::new(format!("{request:?} was not announced"))),
+        }
+    }
+
+    fn aggregate(&self, aggregate: &SelectorAggregate) -> Result<Option<Arc<PartialGroups>>, SourceError> {
+        if !self.requests.contains(&DataRequest::Aggregate(Box::new(aggregate.clone()))) {
+            return Ok(None);
+        }
+        let mut all = SeriesFold::new(aggregate.clone()).finish();
+        for series in &*self.store.select(aggregate.request())? {
+            let mut fold = SeriesFold::new(aggregate.clone());
+            if fold.add(series).is_err() || all.merge(&fold.finish()).is_err() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Arc::new(all)))
     }
 }
 

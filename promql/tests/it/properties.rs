@@ -9,10 +9,10 @@ use saturn_model::{
     is_stale_nan,
 };
 use saturn_promql::ast::{DurationExpr, DurationExprKind, DurationSetting, Expr, ExprKind, TimeModifiers};
-use saturn_promql::promqltest::{Announced, Store, almost_equal, points, same_histogram};
+use saturn_promql::promqltest::{Aggregating, Announced, Store, almost_equal, points, same_histogram};
 use saturn_promql::{
-    EvalParams, Executor, NameRemoval, SampleValue, Span, Value, evaluate, evaluate_on, parse,
-    parse_duration, parse_selector, selector_requests,
+    DataRequest, EvalParams, Executor, NameRemoval, SampleValue, Span, Value, data_requests, evaluate,
+    evaluate_on, parse, parse_duration, parse_selector, selector_requests,
 };
 
 // Queries.
@@ -281,12 +281,49 @@ impl Executor for Backwards {
     }
 }
 
+/// `sum by (a) (rate(m[2m] offset 10s))` and the like.
+fn aggregation_of_a_selector() -> impl Strategy<Value = String> {
+    let op = prop::sample::select(vec!["sum", "avg", "count", "min", "max"]);
+    let grouping =
+        prop::sample::select(vec!["", "by (a)", "by (b, none)", "without (a)", "by (__name__, b)"]);
+    let metric = prop::sample::select(vec!["m", "n_total", "h", "n:rule", "m{b=\"\"}"]);
+    let function = prop::sample::select(vec![
+        "",
+        "rate",
+        "increase",
+        "delta",
+        "sum_over_time",
+        "avg_over_time",
+        "min_over_time",
+        "max_over_time",
+        "count_over_time",
+        "last_over_time",
+        "first_over_time",
+        "stddev_over_time",
+        "deriv",
+    ]);
+    let modifier = prop::sample::select(vec!["", " offset 25s", " @ 200", " @ end() offset -30s"]);
+    let parts = (op, grouping, metric, function, 1..200_i64, modifier);
+    parts.prop_map(|(op, grouping, metric, function, range, modifier)| match function {
+        "" => format!("{op} {grouping} (({metric}{modifier}))"),
+        _ => format!("{op} {grouping} ({function}({metric}[{range}s]{modifier}))"),
+    })
+}
+
 /// The answer as a map, or the text of the error.
 fn answer(expr: &Expr, params: &EvalParams, store: &Store) -> Result<Vec<SeriesColumns>, String> {
     let source = Announced { store, requests: selector_requests(expr, params) };
     match evaluate(expr, params, &source, &|| false).map_err(|e| e.to_string())?.value {
-        Value::Matrix(matrix) => Ok(matrix),
-        Value::Vector(samples) => Ok(samples
+        value @ (Value::Matrix(_) | Value::Vector(_)) => Ok(columns(value)),
+        other => Err(format!("not a vector: {other:?}")),
+    }
+}
+
+/// A vector or matrix as columns.
+fn columns(value: Value) -> Vec<SeriesColumns> {
+    match value {
+        Value::Matrix(matrix) => matrix,
+        Value::Vector(samples) => samples
             .into_iter()
             .map(|s| match s.value {
                 SampleValue::Float(value) => {
@@ -298,8 +335,8 @@ fn answer(expr: &Expr, params: &EvalParams, store: &Store) -> Result<Vec<SeriesC
                     columns
                 }
             })
-            .collect()),
-        other => Err(format!("not a vector: {other:?}")),
+            .collect(),
+        other => panic!("not a vector: {other:?}"),
     }
 }
 
@@ -463,6 +500,46 @@ proptest! {
             }
             (Err(whole), Err(cut)) => prop_assert_eq!(whole.to_string(), cut.to_string()),
             (whole, cut) => prop_assert!(false, "{:?} and {:?}", whole.is_ok(), cut.is_ok()),
+        }
+    }
+
+    #[test]
+    fn an_aggregation_at_the_source_is_the_evaluators(
+        query in aggregation_of_a_selector(),
+        store in store(),
+        start in 0..40_i64,
+        count in 0..8_i64,
+        step in 1..13_i64,
+    ) {
+        let expr = parse(&query).expect("the strategy makes valid queries");
+        let time = TimestampMs(start * 10_000);
+        let mut params = match count {
+            0 => EvalParams::instant(time),
+            _ => params(time.0, count, step * 10_000),
+        };
+        params.lookback_ms = 60_000;
+        let source = Announced { store: &store, requests: selector_requests(&expr, &params) };
+        let evaluated = evaluate(&expr, &params, &source, &|| false);
+        let requests = data_requests(&expr, &params);
+        prop_assert!(matches!(requests[..], [DataRequest::Aggregate(_)]), "{} is aggregated", query);
+        let source = Aggregating { store: &store, requests };
+        let aggregated = evaluate(&expr, &params, &source, &|| false);
+        match (evaluated, aggregated) {
+            (Ok(evaluated), Ok(aggregated)) => {
+                let (want, got) = (columns(evaluated.value), columns(aggregated.value));
+                let names = |all: &[SeriesColumns]| all.iter().map(|s| s.labels.clone()).collect::<Vec<_>>();
+                prop_assert_eq!(names(&want), names(&got), "the order is the same");
+                prop_assert!(same(&cells(&want), &cells(&got)), "{}\n{:?}\n{:?}", query, want, got);
+                prop_assert_eq!(evaluated.annotations, aggregated.annotations);
+                prop_assert_eq!(evaluated.samples.queryable_per_step, aggregated.samples.queryable_per_step);
+                prop_assert_eq!(evaluated.samples.read_per_step, aggregated.samples.read_per_step);
+            }
+            (Err(evaluated), Err(aggregated)) => {
+                prop_assert_eq!(evaluated.to_string(), aggregated.to_string());
+            }
+            (evaluated, aggregated) => {
+                prop_assert!(false, "{} {:?} and {:?}", query, evaluated.is_ok(), aggregated.is_ok());
+            }
         }
     }
 

@@ -82,9 +82,12 @@ pub(super) fn word_at(bytes: &[u8], at: usize) -> u64 {
     }
 }
 
-#[cold]
 fn last_word_at(bytes: &[u8], at: usize) -> u64 {
     let rest = bytes.get(at..).unwrap_or(&[]);
+    // Columns are often so short that every word is near the end.
+    if let (Some(last), false) = (bytes.last_chunk::<8>(), rest.is_empty()) {
+        return u64::from_le_bytes(*last) >> (8 * (8 - rest.len()));
+    }
     rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 

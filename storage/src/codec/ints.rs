@@ -427,6 +427,25 @@ pub(super) fn decode<T: Target>(
     Some(())
 }
 
+/// What all numbers of a column but the first are, if it is one whose numbers are the same but for few, and where the
+/// others are: their indexes and what they are go to `others`. `None` if the column is of another kind, and the reader
+/// stays where it is; `Some(None)` if it is damaged. For columns without their last number.
+pub(super) fn decode_exceptions(
+    reader: &mut Reader<'_>,
+    count: usize,
+    mut others: impl FnMut(usize, i64),
+) -> Option<Option<i64>> {
+    let mut after_header = reader.clone();
+    let header = Header::read(&mut after_header, count)?;
+    if header.order != Order::Values || header.coder != Coder::Sparse {
+        return None;
+    }
+    *reader = after_header;
+    let number = |residual: u64| header.number(unzigzag(residual).wrapping_add(header.centre));
+    let read = sparse::each_other(reader, count - 1, |at, residual| others(at + 1, number(residual)));
+    Some(read.map(|()| number(0)))
+}
+
 /// A column being decoded.
 struct Column<'a, T: Target> {
     line: Line,
@@ -452,15 +471,9 @@ impl<T: Target> Column<'_, T> {
     }
 
     fn sparse(&mut self, reader: &mut Reader<'_>) -> Option<usize> {
-        let mut buffer = [0; UNDIVIDED_MAX];
-        if let Some(numbers) = buffer.get_mut(..self.residuals) {
-            sparse::decode(reader, numbers)?;
-            self.restore(numbers);
-        } else {
-            let mut numbers = vec![0; self.residuals];
-            sparse::decode(reader, &mut numbers)?;
-            self.restore(&numbers);
-        }
+        let mut numbers = vec![0; self.residuals];
+        sparse::each_other(reader, self.residuals, |place, number| numbers[place] = number)?;
+        self.restore(&numbers);
         Some(0)
     }
 

@@ -28,6 +28,9 @@ const JITTER: u8 = 0x02;
 /// The interval is the median of at most so many differences.
 const SAMPLE: usize = 31;
 
+/// Up to so many timestamps that are off by something else than the others are put in by themselves.
+const EXCEPTIONS_MAX: usize = 32;
+
 /// What stands in front of a vector.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct TimestampSummary {
@@ -180,33 +183,54 @@ pub(crate) fn decode_timestamps(
             return None;
         }
     }
+    let mut off = 0;
+    let mut exceptions = [(0, 0); EXCEPTIONS_MAX];
+    let mut exception_count = 0;
     if flags & JITTER > 0 {
+        // Most scrapes are as late as the others.
+        let column = reader.clone();
+        let usual = ints::decode_exceptions(&mut reader, count, |at, jitter| {
+            if let Some(exception) = exceptions.get_mut(exception_count) {
+                *exception = (at, jitter);
+            }
+            exception_count += 1;
+        });
         jitter.clear();
-        ints::decode(&mut reader, count, 0..count, LastNumber::Omitted, Numbers, jitter)?;
+        match usual {
+            Some(usual) if exception_count <= EXCEPTIONS_MAX => off = usual?,
+            _ => {
+                (reader, exception_count) = (column, 0);
+                ints::decode(&mut reader, count, 0..count, LastNumber::Omitted, Numbers, jitter)?;
+            }
+        }
     }
     if !reader.is_empty() {
         return None;
     }
     let start = timestamps.len();
-    timestamps.resize(start + count, first);
-    let decoded = &mut timestamps[start..];
-    let mut point = first;
+    timestamps.push(first);
+    let mut point = first.wrapping_add(off);
     if flags & SKIPS > 0 {
-        for (timestamp, skip) in decoded[1..].iter_mut().zip(&*skips) {
+        timestamps.extend(skips.iter().map(|skip| {
             point = point.wrapping_add(interval.wrapping_mul(skip.wrapping_add(1)));
-            *timestamp = point;
-        }
+            point
+        }));
     } else {
-        for timestamp in &mut decoded[1..] {
+        timestamps.extend((1..count).map(|_| {
             point = point.wrapping_add(interval);
-            *timestamp = point;
-        }
+            point
+        }));
     }
-    if flags & JITTER > 0 {
-        for (timestamp, jitter) in decoded[1..].iter_mut().zip(&jitter[1..]) {
+    let decoded = &mut timestamps[start..];
+    for (at, jitter) in &exceptions[..exception_count] {
+        decoded[*at] = decoded[*at].wrapping_sub(off).wrapping_add(*jitter);
+    }
+    if let Some((_, jitter)) = jitter.split_first().filter(|_| flags & JITTER > 0) {
+        for (timestamp, jitter) in decoded[1..].iter_mut().zip(jitter) {
             *timestamp = timestamp.wrapping_add(*jitter);
         }
     }
-    let ascending = decoded.windows(2).all(|pair| pair[0] < pair[1]);
+    // All pairs are looked at, because that takes less time than to stop at one.
+    let ascending = decoded.windows(2).fold(true, |ascending, pair| ascending & (pair[0] < pair[1]));
     (ascending && decoded.last() == Some(&last)).then_some(())
 }

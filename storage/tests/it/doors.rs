@@ -1,11 +1,12 @@
 //! One test per promise of a door.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use saturn_model::{Labels, MatchOp, ShardId, TimestampMs};
+use saturn_model::{Labels, MatchOp, SeriesColumns, ShardId, TimestampMs};
 use saturn_storage::{AppendOutcome, Engine, EngineOptions, Listed, ReadLimits, StorageError};
 
 use crate::copy::copy_dir;
@@ -323,6 +324,24 @@ fn a_stream_goes_on_through_flushes_and_ends_at_its_limit_of_bytes() {
     found.extend(stream.map(|series| series.expect("read")));
     assert_eq!(found.len(), 200);
     assert!(found.iter().all(|series| series.timestamps == [1, 2, 3] && series.values == [1.0, 2.0, 3.0]));
+
+    let mut lent = Vec::new();
+    let read = engine.for_each_series(SHARD, &all, limits(u64::MAX), |series| {
+        lent.push(series.clone());
+        if lent.len() < 150 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    assert!(read.is_ok() && lent.len() == 150, "no more than what was wanted");
+    let samples = |all: &[SeriesColumns]| {
+        all.iter().map(|s| (s.labels.clone(), s.timestamps.clone(), s.values.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(samples(&lent), samples(&found[..150]));
+    let mut lent = 0;
+    let each = |_: &SeriesColumns| {
+        lent += 1;
+        ControlFlow::Continue(())
+    };
+    let error = engine.for_each_series(SHARD, &all, limits(1000), each).expect_err("too many bytes");
+    assert!(matches!(error, StorageError::TooManyBytes { max: 1000 }) && (1..20).contains(&lent), "{lent}");
 
     let mut stream = engine.select_stream(SHARD, &all, limits(1000)).expect("selected");
     let handed_out = stream.by_ref().take_while(Result::is_ok).count();
