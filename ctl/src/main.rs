@@ -13,6 +13,7 @@ mod query;
 mod ring;
 mod storage;
 mod table;
+mod tenant;
 
 use std::process::ExitCode;
 
@@ -58,6 +59,9 @@ enum Command {
     /// Work on the language itself.
     #[command(subcommand)]
     Promql(promql::PromqlCommand),
+    /// Tenants and their shards.
+    #[command(subcommand)]
+    Tenant(TenantCommand),
     /// Look into a data directory that no node has open.
     #[command(subcommand)]
     Storage(storage::StorageCommand),
@@ -69,6 +73,15 @@ enum Command {
 enum RingCommand {
     /// Members, zones, states, shards owned, since when.
     Status,
+}
+
+#[derive(Subcommand)]
+enum TenantCommand {
+    /// Which shards a tenant's series go to, and which queries ask (needs --web.enable-admin-api on the node).
+    Shards {
+        /// The tenant.
+        name: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -95,6 +108,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let api = Api::new(&cli.address)?;
     match cli.command {
         Command::Ring(RingCommand::Status) => ring::status(&api, cli.output).await,
+        Command::Tenant(TenantCommand::Shards { name }) => tenant::shards(&api, &name, cli.output).await,
         Command::Query(QueryCommand::Instant(args)) => query::instant(&api, &args, cli.output).await,
         Command::Query(QueryCommand::Range(args)) => query::range(&api, &args, cli.output).await,
         Command::Promql(promql::PromqlCommand::Diff(args)) => promql::diff(&args, cli.output).await,

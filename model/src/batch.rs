@@ -31,7 +31,7 @@ pub struct ShardBatch {
     pub histograms: BatchHistograms,
     /// Exemplars, each with the index of its series: ascending, several of one series next to each other.
     pub exemplars: Vec<(u32, Exemplar)>,
-    /// Metadata of metrics that belong to the shard (see [`ShardBatch::shard_of_metric`]).
+    /// Metadata of metrics that belong to the shard (see [`ShardBatch::fingerprint_of_metric`]).
     pub metadata: Vec<MetricMetadata>,
     /// Labels of series that the receiver is not expected to know: (index of the series, labels),
     /// ascending by index.
@@ -111,11 +111,11 @@ impl ShardBatch {
         }
     }
 
-    /// The shard that keeps a metric's metadata: that of a series of its name without other labels.
-    pub fn shard_of_metric(tenant: &TenantId, metric: &str, shards: u16) -> ShardId {
+    /// What a metric's metadata is placed by: the fingerprint of a series of its name without other labels.
+    pub fn fingerprint_of_metric(tenant: &TenantId, metric: &str) -> Fingerprint {
         let mut encoded = String::with_capacity(metric.len() + 16);
         append_label_pair(&mut encoded, METRIC_NAME, metric);
-        Fingerprint::of(tenant, &encoded).shard(shards)
+        Fingerprint::of(tenant, &encoded)
     }
 
     /// Makes room for so many more series of one sample each.

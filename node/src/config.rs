@@ -7,6 +7,7 @@ mod listing;
 mod retention;
 mod secret;
 mod settings;
+mod shuffle;
 mod storage;
 mod value;
 mod yaml;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use saturn_model::TenantId;
+use saturn_ring::Spreads;
 use saturn_storage::Retention;
 
 pub(crate) use listing::Listing;
@@ -67,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) retention: Retention,
     /// What else is set of the storage engine.
     pub(crate) storage: StorageConfig,
+    /// Over how many shards tenants are spread.
+    pub(crate) spreads: Spreads,
     /// Most bytes of shards that the node takes in a second; `None`: no limit.
     pub(crate) moves_bytes_per_second: Option<NonZeroU64>,
     /// Whether the admin endpoints are on.
@@ -172,6 +176,7 @@ impl Config {
             secret: given.set(settings::CLUSTER_SECRET_FILE).map(read_secret).transpose()?,
             retention: retention::read(&given)?,
             storage: StorageConfig::read(&given)?,
+            spreads: shuffle::read(&given)?,
             moves_bytes_per_second: NonZeroU64::new(given.value(settings::MOVES_RATE).integer()?),
             admin: if given.value(settings::ENABLE_ADMIN_API).switch()? {
                 AdminApi::Enabled

@@ -113,6 +113,7 @@ fn api_routes() -> Router<Arc<App>> {
             "/api/v1/admin/tsdb/clean_tombstones",
             post(admin::clean_tombstones).put(admin::clean_tombstones),
         )
+        .route("/api/v1/admin/tenants/{name}/shards", get(admin::tenant_shards))
         .route("/api/v1/admin/tsdb/scrub", post(admin::scrub).put(admin::scrub))
         .route("/api/v1/status/buildinfo", get(status::buildinfo))
         .route("/api/v1/status/runtimeinfo", get(status::runtimeinfo))

@@ -47,7 +47,8 @@ impl SeriesSource for QuorumSource {
             ReadError::TooManySamples(_) => FetchError::TooManySamples,
             other => FetchError::Unavailable(other.to_string()),
         })?;
-        if nothing_answered(&answer.completeness, self.coordinator.shards()) {
+        let asked = self.coordinator.shards_read(&selection.tenant).len();
+        if nothing_answered(&answer.completeness, asked) {
             return Err(FetchError::Unavailable(describe_missing(&answer.completeness).join("; ")));
         }
         Ok(Fetched { series: answer.value, missing: describe_missing(&answer.completeness) })
@@ -84,9 +85,9 @@ impl SeriesSource for QuorumSource {
     }
 }
 
-/// Whether no shard at all could be read.
-pub(crate) fn nothing_answered(completeness: &Completeness, shards: u16) -> bool {
-    matches!(completeness, Completeness::Partial { missing } if missing.len() == usize::from(shards))
+/// Whether none of so many shards could be read.
+pub(crate) fn nothing_answered(completeness: &Completeness, asked: usize) -> bool {
+    matches!(completeness, Completeness::Partial { missing } if missing.len() == asked)
 }
 
 /// What an answer does not cover, in one line per reason; nothing if it is complete.

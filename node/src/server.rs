@@ -10,7 +10,7 @@ use saturn_model::Limits;
 use saturn_proto::peer::peer_server::PeerServer;
 use saturn_query_frontend::{Frontend, Settings as FrontendSettings};
 use saturn_replication::{Coordinator, PlacementHandle, Settings as ReplicationSettings};
-use saturn_ring::{KeyRing, Member, Membership, MembershipConfig, NodeId, Zone};
+use saturn_ring::{KeyRing, Member, Membership, MembershipConfig, NodeId, Spreads, Zone};
 use saturn_storage::{Engine, EngineOptions, OpenProgress, Opening};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -72,6 +72,7 @@ struct Node {
     engine: Arc<OnceLock<Engine>>,
     registry: Arc<Mutex<Registry>>,
     limits: Arc<Limits>,
+    spreads: Spreads,
     view: watch::Receiver<View>,
     gossip: mpsc::Sender<Command>,
     token: Token,
@@ -113,6 +114,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         engine: Arc::default(),
         registry,
         limits: Arc::new(Limits::default()),
+        spreads: config.spreads.clone(),
         view,
         gossip: gossip_commands,
         token: Token::derive(&secrets),
@@ -162,8 +164,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         tracing::info!("requests in flight were cut off");
     }
     let closed = close(node.engine().clone()).await;
-    outcome?;
-    closed?;
+    outcome.and(closed)?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -359,7 +360,7 @@ impl Node {
             peers,
             self.me.id.clone(),
             Arc::clone(placement),
-            ReplicationSettings::default(),
+            ReplicationSettings { spreads: self.spreads.clone(), ..ReplicationSettings::default() },
             &mut registry,
         ));
         let source =

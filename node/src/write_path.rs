@@ -16,6 +16,7 @@ use saturn_proto::remote_write::{TimeSeries, walk_metadata, walk_request};
 use saturn_proto::remote_write2::{RefusedSeries, Written1, write_as_1};
 use saturn_proto::{WireError, snappy};
 use saturn_replication::{Coordinator, LabelSource, ShardWrite, WriteError};
+use saturn_ring::Subset;
 
 use crate::peers::NodePeers;
 
@@ -94,7 +95,7 @@ pub(crate) async fn write(
     gate: Arc<Gate>,
     now_ms: i64,
 ) -> Result<Written, PathError> {
-    let shards = coordinator.shards();
+    let shards = coordinator.shards_written(&tenant);
     let decoding = move || {
         let decoded_bytes_max = gate.limits.write_decoded_bytes_max;
         let request = snappy::decompress(&body, decoded_bytes_max)?;
@@ -164,7 +165,7 @@ struct Splitter<'a> {
     tenant: &'a TenantId,
     limits: &'a Limits,
     fingerprints: TenantFingerprints<'a>,
-    shards: u16,
+    shards: Subset,
     /// Series of a shard that the request may have, to make room for.
     series_of_shard: usize,
     timestamp_max: i64,
@@ -177,17 +178,17 @@ struct Splitter<'a> {
 }
 
 impl<'a> Splitter<'a> {
-    fn new(tenant: &'a TenantId, gate: &'a Gate, shards: u16, now_ms: i64) -> Self {
+    fn new(tenant: &'a TenantId, gate: &'a Gate, shards: Subset, now_ms: i64) -> Self {
         let limits = &*gate.limits;
         let future_ms = i64::try_from(limits.future_max.as_millis()).unwrap_or(i64::MAX);
         Self {
             tenant,
             limits,
             fingerprints: gate.fingerprints.of_tenant(tenant),
-            shards,
             series_of_shard: 0,
             timestamp_max: now_ms.saturating_add(future_ms),
-            write_of_shard: vec![None; usize::from(shards)],
+            write_of_shard: vec![None; usize::from(shards.cluster_shards())],
+            shards,
             writes: Vec::new(),
             ranges: Vec::new(),
             written: Written::default(),
@@ -202,7 +203,7 @@ impl<'a> Splitter<'a> {
     }
 
     fn split(mut self, request: Vec<u8>) -> Result<Split, WireError> {
-        self.series_of_shard = request.len() / SERIES_BYTES / usize::from(self.shards) + 1;
+        self.series_of_shard = request.len() / SERIES_BYTES / self.shards.len() + 1;
         let mut labels = Vec::new();
         let contents = walk_request(&request, |series| {
             let key = series.label_bytes().map(|bytes| self.fingerprints.key(bytes));
@@ -239,7 +240,7 @@ impl<'a> Splitter<'a> {
 
     /// Adds the series' valid samples to the batch of its shard.
     fn admit(&mut self, series: TimeSeries<'_>, fingerprint: Fingerprint) -> Result<(), WireError> {
-        let write = self.write_of(fingerprint.shard(self.shards));
+        let write = self.write_of(self.shards.shard_of(fingerprint));
 
         let index = u32::try_from(self.ranges.len()).expect("a request is limited to under 4 GiB");
         let (batch, members) = &mut self.writes[write];
@@ -314,8 +315,8 @@ impl<'a> Splitter<'a> {
             self.written.refused_notes += 1;
             return;
         }
-        let shard = ShardBatch::shard_of_metric(self.tenant, &metadata.metric, self.shards);
-        let write = self.write_of(shard);
+        let fingerprint = ShardBatch::fingerprint_of_metric(self.tenant, &metadata.metric);
+        let write = self.write_of(self.shards.shard_of(fingerprint));
         self.writes[write].0.metadata.push(metadata);
         self.written.metadata += 1;
     }
@@ -426,12 +427,19 @@ mod tests {
     type Series<'a> = (&'a [(&'a str, &'a str)], &'a [Sample]);
 
     fn split(series: &[Series<'_>]) -> Split {
+        split_over(0, series)
+    }
+
+    /// Over so many of 64 shards.
+    fn split_over(shards: u16, series: &[Series<'_>]) -> Split {
         let mut request = Vec::new();
         for (labels, samples) in series {
             put_time_series(&mut request, labels.iter().copied(), samples);
         }
         let tenant = TenantId::new("t").expect("valid");
-        Splitter::new(&tenant, &gate(), 64, NOW).split(request).expect("well-formed")
+        Splitter::new(&tenant, &gate(), Subset::of(&tenant, shards, 64), NOW)
+            .split(request)
+            .expect("well-formed")
     }
 
     #[test]
@@ -441,21 +449,25 @@ mod tests {
             names.iter().map(|n| [("__name__", n.as_str()), ("job", "x")]).collect();
         let samples = [sample(NOW, 1.0), sample(NOW + 1, 2.0)];
         let series: Vec<_> = labels.iter().map(|l| (l.as_slice(), samples.as_slice())).collect();
-        let split = split(&series);
-        assert_eq!(split.written.samples, 1000);
-        assert!(split.written.rejects.texts.is_empty());
         let tenant = TenantId::new("t").expect("valid");
-        let mut seen = 0;
-        for write in &split.shards {
-            assert!(write.batch.is_consistent());
-            for (fingerprint, series) in write.batch.fingerprints.iter().zip(&write.series) {
-                let labels = split.labels.labels(*series);
-                assert_eq!(Fingerprint::of(&tenant, labels.as_encoded()), *fingerprint);
-                assert_eq!(fingerprint.shard(64), write.batch.shard);
-                seen += 1;
+        for shards in [0, 3] {
+            let subset = Subset::of(&tenant, shards, 64);
+            let split = split_over(shards, &series);
+            assert_eq!(split.written.samples, 1000);
+            assert!(split.written.rejects.texts.is_empty());
+            assert!(split.shards.len() <= subset.len());
+            let mut seen = 0;
+            for write in &split.shards {
+                assert!(write.batch.is_consistent());
+                for (fingerprint, series) in write.batch.fingerprints.iter().zip(&write.series) {
+                    let labels = split.labels.labels(*series);
+                    assert_eq!(Fingerprint::of(&tenant, labels.as_encoded()), *fingerprint);
+                    assert_eq!(subset.shard_of(*fingerprint), write.batch.shard);
+                    seen += 1;
+                }
             }
+            assert_eq!(seen, 500);
         }
-        assert_eq!(seen, 500);
     }
 
     #[test]
@@ -509,7 +521,9 @@ mod tests {
             saturn_proto::remote_write::put_metadata(&mut request, &metadata);
         }
         let tenant = TenantId::new("t").expect("valid");
-        let split = Splitter::new(&tenant, &gate(), 1, NOW).split(request).expect("well-formed");
+        let split = Splitter::new(&tenant, &gate(), Subset::of(&tenant, 0, 1), NOW)
+            .split(request)
+            .expect("well-formed");
         let Written { samples, exemplars, metadata, refused_notes, .. } = split.written;
         assert_eq!((samples, exemplars, metadata, refused_notes), (1, 2, 1, 5));
         assert!(split.written.rejects.texts.is_empty());
@@ -561,7 +575,9 @@ mod tests {
             request
         };
         let fingerprints = |tenant: &TenantId, time| {
-            let split = Splitter::new(tenant, &gate, 1, NOW).split(request(time)).expect("well-formed");
+            let split = Splitter::new(tenant, &gate, Subset::of(tenant, 0, 1), NOW)
+                .split(request(time))
+                .expect("well-formed");
             let rejects = split.written.rejects.texts;
             (
                 split.shards.iter().flat_map(|write| write.batch.fingerprints.clone()).collect::<Vec<_>>(),

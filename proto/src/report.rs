@@ -1,5 +1,5 @@
-//! What a node tells its operator: the JSON of `/api/v1/status/ring` and `/api/v1/status/node`, which
-//! `saturnctl` reads.
+//! What a node tells its operator: the JSON of `/api/v1/status/ring`, `/api/v1/status/node` and
+//! `/api/v1/admin/tenants/NAME/shards`, which `saturnctl` reads.
 
 use serde::{Deserialize, Serialize};
 
@@ -72,4 +72,30 @@ pub struct NodeReport {
     pub wal_bytes: u64,
     /// Bytes of its data directory.
     pub disk_bytes: u64,
+}
+
+/// Over which shards a tenant is spread.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantShardsReport {
+    /// Its name.
+    pub tenant: String,
+    /// Number of virtual shards in the cluster.
+    pub shards: u16,
+    /// Those that queries of the tenant ask, ascending.
+    pub placement: Vec<TenantShard>,
+}
+
+/// One shard of a tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantShard {
+    /// Its number.
+    pub shard: u16,
+    /// Whether the tenant's series go there now; else it may have some from before.
+    pub written: bool,
+    /// Version of the shard's record.
+    pub epoch: u64,
+    /// Who fills its slots.
+    pub nodes: Vec<String>,
 }

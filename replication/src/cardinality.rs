@@ -36,8 +36,9 @@ pub(crate) async fn count<P: Peers>(
         candidates.reverse();
         (shard, Uncounted { epoch: record.epoch, candidates, reason: "was not asked for".into() })
     };
-    let mut left: BTreeMap<ShardId, Uncounted> =
-        (0..).map(ShardId).zip(&placement.shards).map(uncounted).collect();
+    let read = core.shards_read(tenant);
+    let shards = (0..).map(ShardId).zip(&placement.shards).filter(|(shard, _)| read.contains(*shard));
+    let mut left: BTreeMap<ShardId, Uncounted> = shards.map(uncounted).collect();
     let mut total = Cardinality::default();
     for _ in 0..ROUNDS_MAX {
         let mut orders: BTreeMap<NodeId, Vec<(ShardId, Epoch)>> = BTreeMap::new();

@@ -13,7 +13,7 @@ use saturn_model::{
     Cardinality, Labels, MetricMetadata, OverBudget, SampleBudget, Selection, SeriesColumns, SeriesExemplars,
     ShardBatch, ShardId, TenantId, TimestampMs,
 };
-use saturn_ring::{NodeId, ShardRecord};
+use saturn_ring::{NodeId, ShardRecord, Spreads, Subset};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::Metrics;
@@ -37,6 +37,8 @@ pub struct Settings {
     pub hedge_delay: Duration,
     /// How long a replica may take to erase.
     pub erase_timeout: Duration,
+    /// Over which shards tenants are spread.
+    pub spreads: Spreads,
 }
 
 impl Default for Settings {
@@ -48,6 +50,7 @@ impl Default for Settings {
             read_timeout: Duration::from_secs(30),
             hedge_delay: Duration::from_secs(1),
             erase_timeout: Duration::from_secs(60),
+            spreads: Spreads::default(),
         }
     }
 }
@@ -165,9 +168,15 @@ impl<P: Peers> Coordinator<P> {
         Self { core: Arc::new(Core { peers, me, placement, settings, metrics, background }) }
     }
 
-    /// How many shards series are spread over.
-    pub fn shards(&self) -> u16 {
-        self.core.placement.load().shard_count()
+    /// The shards that a tenant's series go to.
+    pub fn shards_written(&self, tenant: &TenantId) -> Subset {
+        let shards = self.core.placement.load().shard_count();
+        Subset::of(tenant, self.core.settings.spreads.of(tenant).written, shards)
+    }
+
+    /// The shards that may have series of a tenant: all that reads ask.
+    pub fn shards_read(&self, tenant: &TenantId) -> Subset {
+        self.core.shards_read(tenant)
     }
 
     /// Stores a request on the replicas of its shards (at most one [`ShardWrite`] per shard). Returns when
@@ -268,6 +277,11 @@ impl<P: Peers> Coordinator<P> {
 }
 
 impl<P: Peers> Core<P> {
+    /// See [`Coordinator::shards_read`].
+    pub(crate) fn shards_read(&self, tenant: &TenantId) -> Subset {
+        Subset::of(tenant, self.settings.spreads.of(tenant).read, self.placement.load().shard_count())
+    }
+
     /// Takes over a record that a replica holds and this node does not. Storing it blocks, hence the thread.
     pub(crate) async fn adopt(&self, shard: ShardId, record: ShardRecord) -> Result<Adoption, String> {
         let placement = Arc::clone(&self.placement);

@@ -30,10 +30,19 @@ pub(crate) fn merge_series(answers: Vec<Vec<SeriesColumns>>) -> Vec<SeriesColumn
     merged
 }
 
-/// What different shards have, sorted by labels.
+/// What different shards have, sorted by labels. A series is in several after its tenant was spread over another
+/// number of them.
 pub(crate) fn join_series(shards: Vec<Vec<SeriesColumns>>) -> Vec<SeriesColumns> {
     let mut joined: Vec<SeriesColumns> = shards.into_iter().flatten().collect();
     joined.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
+    joined.dedup_by(|later, first| {
+        let same = later.labels == first.labels;
+        if same {
+            first.merge(&later.timestamps, &later.values);
+            first.merge_histograms(&later.histograms.timestamps, &later.histograms.values);
+        }
+        same
+    });
     joined
 }
 
@@ -113,6 +122,23 @@ mod tests {
 
     fn view(merged: &[SeriesColumns]) -> Vec<(&str, &[i64], &[f64])> {
         merged.iter().map(|s| (s.labels.metric_name(), &s.timestamps[..], &s.values[..])).collect()
+    }
+
+    #[test]
+    fn a_series_of_several_shards_is_one() {
+        let series = |name: &str, times: &[i64]| {
+            let labels = Labels::from_pairs([("__name__", name)]).expect("valid");
+            let values = times.iter().map(|time| *time as f64).collect();
+            SeriesColumns::floats(labels, times.to_vec(), values)
+        };
+        let shards = vec![
+            vec![series("b", &[1, 3]), series("a", &[7])],
+            vec![series("b", &[2, 3])],
+            vec![series("c", &[5]), series("b", &[0])],
+        ];
+        let joined = join_series(shards);
+        let found: Vec<_> = joined.iter().map(|s| (s.labels.metric_name(), s.timestamps.clone())).collect();
+        assert_eq!(found, [("a", vec![7]), ("b", vec![0, 1, 2, 3]), ("c", vec![5])]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use saturn_model::{OverBudget, SampleBudget, Selection, SeriesColumns, ShardId};
-use saturn_ring::{Epoch, NodeId};
+use saturn_ring::{Epoch, NodeId, Subset};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -19,8 +19,8 @@ use crate::coordinator::Core;
 use crate::progress::{Ask, ReadProgress};
 use crate::taking::{SelectSink, Taking};
 use crate::{
-    Completeness, LabelsAnswer, LabelsQuestion, LabelsRequest, MissingShard, PeerError, Peers, ReadAnswer,
-    ReadError, SelectRequest, ShardRefusal, ShardReply, merge,
+    Completeness, LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, MissingShard, PeerError, Peers,
+    ReadAnswer, ReadError, SelectRequest, ShardRefusal, ShardReply, merge,
 };
 
 /// Shards' answers of one replica, and of all, that wait to be looked at.
@@ -43,6 +43,9 @@ struct Question<T> {
     call: Arc<Call<T>>,
     /// `None`: several answers for a shard are kept as they are.
     combine: Option<Arc<Combine<T>>>,
+    /// Which shards are asked, and the answer of one that is not.
+    shards: Subset,
+    nothing: fn() -> T,
 }
 
 /// News of a call.
@@ -78,6 +81,7 @@ pub(crate) async fn select<P: Peers>(
 ) -> Result<ReadAnswer<Vec<SeriesColumns>>, ReadError> {
     let taking = Arc::new(Taking::new(Arc::clone(budget)));
     let _stop = StopOnDrop(Arc::clone(&taking));
+    let shards = core.shards_read(&selection.tenant);
     let (peers, selection, taken) = (Arc::clone(&core.peers), selection.clone(), Arc::clone(&taking));
     let call = move |node: NodeId, shards, replies| {
         let (peers, sink) = (Arc::clone(&peers), SelectSink::new(Arc::clone(&taken), replies));
@@ -89,8 +93,8 @@ pub(crate) async fn select<P: Peers>(
         taking.hold(shard, merged.iter().map(SeriesColumns::weight).sum())?;
         Ok(merged)
     };
-    let question = Question { call: Arc::new(call), combine: Some(Arc::new(combine)) };
-    read(core, question, merge::join_series).await
+    let (call, combine) = (Arc::new(call), Some(Arc::new(combine) as Arc<Combine<_>>));
+    read(core, Question { call, combine, shards, nothing: Vec::new }, merge::join_series).await
 }
 
 /// Something about the labels of the selected series, at most `limit` items of each shard; `merge` makes one
@@ -101,6 +105,7 @@ pub(crate) async fn labels<P: Peers, R: Send + 'static>(
     (question, limit): (LabelsQuestion, usize),
     merge: fn(Vec<LabelsAnswer>) -> R,
 ) -> Result<ReadAnswer<R>, ReadError> {
+    let shards = core.shards_read(&selection.tenant);
     let (peers, selection) = (Arc::clone(&core.peers), selection.clone());
     let call = move |node: NodeId, shards, replies: mpsc::Sender<_>| {
         let peers = Arc::clone(&peers);
@@ -114,7 +119,8 @@ pub(crate) async fn labels<P: Peers, R: Send + 'static>(
             Ok(())
         }) as BoxFuture<'static, _>
     };
-    read(core, Question { call: Arc::new(call), combine: None }, merge).await
+    let nothing = || LabelsAnswer { items: LabelItems::Texts(Vec::new()), truncated: false };
+    read(core, Question { call: Arc::new(call), combine: None, shards, nothing }, merge).await
 }
 
 async fn read<P: Peers, T: Send + 'static, R: Send + 'static>(
@@ -148,6 +154,12 @@ async fn gather<P: Peers, T: Send + 'static>(
     let (hedge_at, deadline) = (started + settings.hedge_delay, started + settings.read_timeout);
     let placement = core.placement.load();
     let mut progress = ReadProgress::new(&placement, &core.me, |node| core.peers.is_alive(node));
+    // Other shards never had series of this tenant: that is their answer, whoever would give it.
+    for (shard, record) in (0..).map(ShardId).zip(&placement.shards) {
+        if !question.shards.contains(shard) {
+            record.slots.iter().for_each(|_| progress.answered(shard, record.epoch, (question.nothing)()));
+        }
+    }
     let (events, mut news) = mpsc::channel(REPLIES_WAITING_MAX);
     let mut requests: JoinSet<()> = JoinSet::new();
     let send = |requests: &mut JoinSet<()>, ask| {

@@ -3,6 +3,7 @@
 //! * [`NodeId`], [`Zone`], [`Generation`], [`ClusterId`], [`Epoch`]: names and numbers.
 //! * [`Membership`]: who is there, by gossip in sealed packets ([`KeyRing`], [`DropReason`]).
 //! * [`Placement`], [`ShardRecord`], [`fence`]: who owns what, and refusing requests that are out of date.
+//! * [`Subset`], [`Spreads`]: over which shards a tenant's series are spread.
 //! * [`decide`]: how a new cluster comes to its placement.
 //!
 //! This crate does no IO. It knows no clock and no randomness but what is passed in: a test replays
@@ -16,6 +17,7 @@ mod member;
 mod membership;
 mod placement;
 mod seal;
+mod shuffle;
 
 pub use action::{Action, ConflictWinner, Dropped, MembershipConfig, MembershipEvent};
 pub use formation::{FormationDecision, FormationView, WaitReason, decide};
@@ -26,3 +28,4 @@ pub use placement::{Fence, Placement, PlacementError, PlacementMember, ShardReco
 pub use seal::{
     BOOT_NONCE_BYTES, DropReason, KeyRing, KeyRingError, PACKET_BYTES_MAX, REPLAY_WINDOW, SEAL_BYTES,
 };
+pub use shuffle::{Spread, Spreads, Subset};

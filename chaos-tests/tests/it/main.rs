@@ -17,6 +17,7 @@
 //! * `refusals`: a node that should not start does not, and says why.
 //! * `operator`: `saturnctl` against a whole and a damaged cluster.
 //! * `offline`: a data directory from outside, by `saturnctl storage`.
+//! * `shuffle`: tenants on few shards, whose number changes while their samples are kept.
 //! * `start`: a node that replays its log says so.
 //! * `demo`: `saturn demo` comes up, answers, and leaves nothing behind.
 
@@ -39,4 +40,5 @@ mod query_api;
 mod refusals;
 mod remote_write2;
 mod road;
+mod shuffle;
 mod start;

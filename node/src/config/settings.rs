@@ -34,6 +34,8 @@ pub(super) enum Kind {
     Kept,
     /// A Prometheus duration; minimum and maximum count milliseconds.
     Duration,
+    /// `N`, or `N/M` with N up to M, both up to the maximum; 0 is all.
+    Spread,
     /// `true` or `false`; the flag alone is `true`.
     Switch,
     /// `NAME=VALUE,...`; minimum and maximum count entries.
@@ -82,6 +84,8 @@ pub(super) const SCRUB_INTERVAL: &str = "storage.scrub.interval";
 pub(super) const SCRUB_RATE: &str = "storage.scrub.rate";
 pub(super) const EXEMPLARS_MAX: &str = "storage.exemplars.max-exemplars";
 pub(super) const METADATA_METRICS_MAX: &str = "storage.metadata.max-metrics";
+pub(super) const SHARDS_PER_TENANT: &str = "shuffle-sharding.shards-per-tenant";
+pub(super) const SHARDS_OF_TENANTS: &str = "shuffle-sharding.tenants";
 pub(super) const MOVES_RATE: &str = "moves.bytes-per-second";
 pub(super) const ENABLE_ADMIN_API: &str = "web.enable-admin-api";
 pub(super) const LOG_LEVEL: &str = "log.level";
@@ -298,6 +302,24 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Metrics of each tenant of which metadata is kept, spread evenly over the shards; that of others is dropped.",
     },
     Setting {
+        flag: SHARDS_PER_TENANT,
+        kind: Kind::Spread,
+        unit: "shards",
+        min: 0,
+        max: 4096,
+        default: "0",
+        help: "Shards that a tenant's series go to, 0 for all; or N/M: series go to N, queries ask M, the most that there ever were. With N alone, queries ask all.",
+    },
+    Setting {
+        flag: SHARDS_OF_TENANTS,
+        kind: Kind::Pairs,
+        unit: "entries",
+        min: 1,
+        max: PAIRS_MAX,
+        default: "",
+        help: "TENANT=N,... or TENANT=N/M,...: tenants that are spread over another number of shards. Unset: all are spread alike.",
+    },
+    Setting {
         flag: MOVES_RATE,
         kind: Kind::Integer,
         unit: "bytes/s",
@@ -376,6 +398,7 @@ impl Setting {
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
             Kind::Kept => format!("a duration such as 15d, from {min} to {max} hours, or forever"),
             Kind::Duration => format!("a duration such as 1m30s, from {min} to {max} milliseconds"),
+            Kind::Spread => format!("a number of shards N up to {max}, 0 for all, or N/M with M not less"),
             Kind::Switch => "true or false".to_owned(),
             Kind::Pairs => format!("{min} to {max} pairs NAME=VALUE"),
         }
@@ -407,6 +430,7 @@ impl Setting {
             Kind::Integer => "NUMBER",
             Kind::Choice(_) => "WORD",
             Kind::Kept | Kind::Duration => "DURATION",
+            Kind::Spread => "N/M",
             Kind::Switch => "true|false",
             Kind::Pairs => "NAME=VALUE,...",
         }

@@ -1,12 +1,13 @@
 //! The admin endpoints: those of Prometheus's API for deleting series and giving their space back, and our own for a
-//! scrub. Off unless a setting turns them on.
+//! scrub and for tenants' shards. Off unless a setting turns them on.
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use saturn_model::{Selection, TimestampMs};
+use saturn_model::{Selection, TenantId, TimestampMs};
+use saturn_proto::report::{TenantShard, TenantShardsReport};
 use saturn_replication::{Erase, Erased};
 use saturn_storage::Damage;
 use serde_json::json;
@@ -78,6 +79,30 @@ pub(crate) async fn scrub(State(app): State<Arc<App>>) -> Result<Response, ApiEr
         "damage": damage, "moreDamage": report.more_damage,
     });
     Ok(success_of(&data, &Notes::default()))
+}
+
+/// `GET /api/v1/admin/tenants/{name}/shards`: which shards a tenant's series go to, and which queries ask.
+pub(crate) async fn tenant_shards(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    check_enabled(&app)?;
+    let tenant = TenantId::new(&name).map_err(|e| ApiError::parameter("name", &e.to_string()))?;
+    let coordinator = &serving(&app)?.coordinator;
+    let (written, read) = (coordinator.shards_written(&tenant), coordinator.shards_read(&tenant));
+    let placement = app.ring.placement.get().map(|handle| handle.load());
+    let placement = placement.ok_or_else(|| ApiError::unavailable("the cluster is not formed yet"))?;
+    let shard = |shard| {
+        let record = placement.record(shard)?;
+        let nodes = record.slots.iter().map(ToString::to_string).collect();
+        Some(TenantShard { shard: shard.0, written: written.contains(shard), epoch: record.epoch.0, nodes })
+    };
+    let report = TenantShardsReport {
+        tenant: tenant.as_str().to_owned(),
+        shards: placement.shard_count(),
+        placement: read.ids().into_iter().filter_map(shard).collect(),
+    };
+    Ok(success_of(&report, &Notes::default()))
 }
 
 fn check_enabled(app: &App) -> Result<(), ApiError> {

@@ -68,7 +68,7 @@ pub(crate) async fn tsdb(
     };
     let coordinator = &serving(&app)?.coordinator;
     let answer = coordinator.cardinality(&tenant, limit.max(LISTED_MIN)).await;
-    let warnings = missing(&answer.completeness, coordinator.shards())?;
+    let warnings = missing(&answer.completeness, coordinator.shards_read(&tenant).len())?;
     Ok(success_of(&status(answer.value, limit), &Notes { warnings, infos: Vec::new() }))
 }
 

@@ -42,7 +42,7 @@ pub(crate) async fn query(
         let selection = Selection { tenant: tenant.clone(), matchers: matchers.to_vec(), start, end };
         let answer = coordinator.exemplars(&selection).await;
         let answer = answer.map_err(ApiError::from)?;
-        warnings.extend(missing(&answer.completeness, coordinator.shards())?);
+        warnings.extend(missing(&answer.completeness, coordinator.shards_read(&selection.tenant).len())?);
         for series in answer.value {
             found.entry(series.labels).or_default().extend(series.exemplars);
         }

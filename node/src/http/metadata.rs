@@ -34,7 +34,7 @@ pub(crate) async fn metadata(
     let limit = limit.unwrap_or(usize::MAX);
     let answer = coordinator.metadata(&tenant, params.get("metric"), limit).await;
     let answer = answer.map_err(ApiError::from)?;
-    let warnings = missing(&answer.completeness, coordinator.shards())?;
+    let warnings = missing(&answer.completeness, coordinator.shards_read(&tenant).len())?;
     let metrics = by_metric(answer.value.items, limit, per_metric.unwrap_or(usize::MAX));
     Ok(success_of(&metrics, &Notes { warnings, infos: Vec::new() }))
 }

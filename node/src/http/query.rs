@@ -159,11 +159,12 @@ struct Found<T> {
     /// Most items that are wanted; of each selection and shard no more are asked for.
     limit: usize,
     truncated: bool,
-    shards: u16,
+    /// How many shards are asked.
+    shards: usize,
 }
 
 impl<T: Ord> Found<T> {
-    fn nothing(limit: Option<usize>, shards: u16) -> Self {
+    fn nothing(limit: Option<usize>, shards: usize) -> Self {
         let limit = limit.unwrap_or(usize::MAX);
         Self { items: BTreeSet::new(), warnings: BTreeSet::new(), limit, truncated: false, shards }
     }
@@ -188,9 +189,9 @@ impl<T: Ord> Found<T> {
 }
 
 /// What an answer does not cover, as warnings; an error if that is everything.
-pub(super) fn missing(completeness: &Completeness, shards: u16) -> Result<Vec<String>, ApiError> {
+pub(super) fn missing(completeness: &Completeness, asked: usize) -> Result<Vec<String>, ApiError> {
     let missing = describe_missing(completeness);
-    if nothing_answered(completeness, shards) {
+    if nothing_answered(completeness, asked) {
         return Err(ApiError::unavailable(missing.join("; ")));
     }
     Ok(missing)
@@ -204,7 +205,7 @@ pub(crate) async fn series(
 ) -> Result<Response, ApiError> {
     let selections = selections(&tenant, &params, Unselected::Refused)?;
     let coordinator = &serving(&app)?.coordinator;
-    let mut found = Found::nothing(params.limit()?, coordinator.shards());
+    let mut found = Found::nothing(params.limit()?, coordinator.shards_read(&tenant).len());
     for selection in &selections {
         found.add(coordinator.series(selection, found.limit).await)?;
     }
@@ -228,7 +229,7 @@ pub(crate) async fn labels(
 ) -> Result<Response, ApiError> {
     let selections = selections(&tenant, &params, Unselected::Everything)?;
     let coordinator = &serving(&app)?.coordinator;
-    let mut found = Found::nothing(params.limit()?, coordinator.shards());
+    let mut found = Found::nothing(params.limit()?, coordinator.shards_read(&tenant).len());
     for selection in &selections {
         found.add(coordinator.label_names(selection, found.limit).await)?;
     }
@@ -250,7 +251,7 @@ pub(crate) async fn label_values(
     }
     let selections = selections(&tenant, &params, Unselected::Everything)?;
     let coordinator = &serving(&app)?.coordinator;
-    let mut found = Found::nothing(params.limit()?, coordinator.shards());
+    let mut found = Found::nothing(params.limit()?, coordinator.shards_read(&tenant).len());
     for selection in &selections {
         found.add(coordinator.label_values(selection, name, found.limit).await)?;
     }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use saturn_model::{OverBudget, SampleBudget, SeriesColumns};
-use saturn_replication::{Completeness, Listed, ReadAnswer, ReadError};
+use saturn_replication::{Completeness, Listed, ReadAnswer, ReadError, Settings};
+use saturn_ring::{Spread, Spreads, Subset};
 use tokio::time::Instant;
 
 use crate::cluster::{SHARDS, World, everything, labels_of, tenant};
@@ -230,4 +231,33 @@ async fn each_series_is_counted_once_by_whoever_answers() {
     world.cluster.with("d", |replica| replica.delay = Duration::from_secs(3600));
     let part = world.coordinator.cardinality(&tenant(), 10).await;
     assert!(part.value.series < 200 && missing_shards(&part) > 0, "{part:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_shards_of_the_tenant_are_asked_and_missed() {
+    let nodes = ["a", "b", "c", "d", "e"];
+    for size in 0..=SHARDS {
+        let spreads = Spreads { default: Spread { written: 1, read: size }, ..Spreads::default() };
+        let world = World::with_settings(&nodes, 3, Settings { spreads, ..Settings::default() });
+        let subset = Subset::of(&tenant(), size, SHARDS);
+        assert_eq!(world.coordinator.shards_read(&tenant()), subset);
+        assert_eq!(world.coordinator.shards_written(&tenant()).len(), 1);
+        world.cluster.kill("d");
+        world.cluster.kill("e");
+        let placement = world.placement.load();
+        let is_dead = |node: &&saturn_ring::NodeId| ["d", "e"].contains(&node.as_str());
+        let without_quorum =
+            |shard: &usize| placement.shards[*shard].slots.iter().filter(is_dead).count() == 2;
+        let hit = subset.ids().into_iter().filter(|shard| without_quorum(&usize::from(shard.0)));
+        let hit: Vec<u16> = hit.map(|shard| shard.0).collect();
+        let missed = match select(&world).await.completeness {
+            Completeness::Complete => Vec::new(),
+            Completeness::Partial { missing } => missing.iter().map(|missing| missing.shard.0).collect(),
+        };
+        assert_eq!(missed, hit, "{size} shards");
+        let names = world.coordinator.label_names(&everything(), 10).await.expect("an answer");
+        assert_eq!(missing_shards(&names), hit.len(), "{size} shards");
+        let counted = world.coordinator.cardinality(&tenant(), 5).await;
+        assert_eq!(counted.completeness, Completeness::Complete, "one replica of each shard lives");
+    }
 }
