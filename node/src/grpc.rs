@@ -147,7 +147,7 @@ impl Peer for PeerService {
         let message = request.into_inner();
         let replica = self.replica(&message.cluster)?;
         let (shard, windows) = source::digest_request_from(&message).map_err(invalid)?;
-        Ok(Response::new(source::digest_reply(replica, shard, windows).await))
+        Ok(Response::new(self.streams.digest(replica, shard, windows).await?))
     }
 
     async fn pull_placement(

@@ -4,12 +4,12 @@
 //! [`describe_missing`] for the same promise: an answer that misses shards says so. Where this node has the only replica
 //! of every shard, aggregations of one selector are computed at the storage engine, series by series.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use saturn_model::{SampleBudget, Selection};
+use saturn_model::{Fingerprint, SampleBudget, Selection};
 use saturn_promql::{PartialGroups, SelectorAggregate, SeriesFold};
 use saturn_query_frontend::{FetchError, Fetched, SeriesSource};
 use saturn_replication::{Completeness, Coordinator, ReadError, SelectRequest};
@@ -60,22 +60,28 @@ impl SeriesSource for QuorumSource {
         aggregate: &SelectorAggregate,
         series_max: usize,
     ) -> Result<Option<PartialGroups>, FetchError> {
-        let Some(shards) = self.replica.shards_if_alone() else { return Ok(None) };
+        let Some(mut shards) = self.replica.shards_if_alone() else { return Ok(None) };
+        let read = self.coordinator.shards_read(&selection.tenant);
+        shards.retain(|(shard, _)| read.contains(*shard));
         let request = SelectRequest { selection, shards, series_max };
         let (replica, aggregate) = (self.replica.clone(), aggregate.clone());
         let stopped = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(Arc::clone(&stopped));
         let folding = tokio::task::spawn_blocking(move || {
             let mut fold = SeriesFold::new(aggregate);
+            let mut seen = HashSet::new();
             for shard in &request.shards {
-                let mut added = Ok(());
+                let (mut added, mut twice) = (Ok(()), false);
                 let read = replica.read_shard(*shard, &request, |series| {
+                    // After its tenant's spread changed, a series is in two shards, which only a read puts together.
+                    let labels = series.labels.as_encoded();
+                    twice |= !seen.insert(Fingerprint::of(&request.selection.tenant, labels));
                     added = fold.add(series);
-                    let stop = added.is_err() || stopped.load(Ordering::Relaxed);
+                    let stop = twice || added.is_err() || stopped.load(Ordering::Relaxed);
                     if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
                 });
                 // What this cannot do, and what fails, is read as any other selector: that says what is wrong.
-                if read.is_err() || added.is_err() || stopped.load(Ordering::Relaxed) {
+                if read.is_err() || twice || added.is_err() || stopped.load(Ordering::Relaxed) {
                     return None;
                 }
             }

@@ -24,14 +24,17 @@ fn configure(file: &Path, tenants: &str) -> Result<()> {
 async fn write(cluster: &Cluster, tenant: &str, timestamp: i64) -> Result<()> {
     let series =
         |i: u32| Series::new(&[("__name__", "m"), ("i", &i.to_string())], &[(timestamp, f64::from(i))]);
-    let reply = cluster.endpoint(1, tenant).write(&(0..SERIES).map(series).collect::<Vec<_>>()).await?;
+    let reply = cluster
+        .endpoint(cluster.size() - 1, tenant)
+        .write(&(0..SERIES).map(series).collect::<Vec<_>>())
+        .await?;
     ensure!(reply.status == 204, "{reply:?}");
     Ok(())
 }
 
 /// Every node must find all series, each once, with so many samples.
 async fn check(cluster: &Cluster, tenant: &str, samples: u32, now: i64) -> Result<()> {
-    for index in 0..3 {
+    for index in 0..cluster.size() {
         let endpoint = cluster.endpoint(index, tenant);
         let whole = format!("count(count_over_time(m[1h]) == {samples})");
         let answer = endpoint.query(&whole, now).await?.complete()?;
@@ -52,7 +55,7 @@ fn shards(cluster: &Cluster, tenant: &str) -> Result<(BTreeSet<u16>, BTreeSet<u1
     let (mut written, mut read) = (BTreeSet::new(), BTreeSet::new());
     for shard in report["placement"].as_array().context("shards")? {
         let number = u16::try_from(shard["shard"].as_u64().context("a number")?)?;
-        ensure!(shard["nodes"].as_array().context("nodes")?.len() == 3, "{shard}");
+        ensure!(shard["nodes"].as_array().context("nodes")?.len() == cluster.size(), "{shard}");
         read.insert(number);
         if shard["written"] == true {
             written.insert(number);
@@ -63,11 +66,21 @@ fn shards(cluster: &Cluster, tenant: &str) -> Result<(BTreeSet<u16>, BTreeSet<u1
 
 #[tokio::test]
 async fn a_tenants_shards_grow_and_shrink_and_its_samples_stay() -> Result<()> {
+    grow_and_shrink(3).await
+}
+
+/// A node that is alone aggregates shard by shard, where it can.
+#[tokio::test]
+async fn the_same_on_a_node_that_is_alone() -> Result<()> {
+    grow_and_shrink(1).await
+}
+
+async fn grow_and_shrink(nodes: usize) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("saturn.yml");
     configure(&file, "few=3/3")?;
     let extra_args = vec![format!("--config.file={}", file.display())];
-    let options = ClusterOptions { nodes: 3, extra_args, ..ClusterOptions::default() };
+    let options = ClusterOptions { nodes, extra_args, ..ClusterOptions::default() };
     let mut cluster = Cluster::start_with(options).await?;
     let now = now_ms();
     let tenant = TenantId::new("few")?;
@@ -81,7 +94,7 @@ async fn a_tenants_shards_grow_and_shrink_and_its_samples_stay() -> Result<()> {
             configure(&file, &format!("few={spread}"))?;
             // Nodes that end one after the other may complain about those that ended before.
             cluster.tolerate(Tolerance::Warnings);
-            for index in 0..3 {
+            for index in 0..nodes {
                 cluster.terminate(index).await?;
             }
             cluster.restart_all().await?;

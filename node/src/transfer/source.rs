@@ -22,7 +22,7 @@ use super::WindowDigests;
 use crate::replica::Replica;
 use crate::wire;
 
-/// Shards that a node gives out at the same time.
+/// Shards that a node gives out, or computes digests of, at the same time.
 const STREAMS_MAX: usize = 8;
 /// Frames that wait for the network before reading waits, too.
 const FRAMES_WAITING_MAX: usize = 2;
@@ -79,12 +79,26 @@ fn shard_from(message: Option<&peer::ShardEpoch>) -> Result<(ShardId, Epoch), Wi
 impl Streams {
     /// Starts to give a shard out, no faster than the frames are taken.
     pub(crate) fn start(&self, replica: Replica, request: StreamRequest) -> Result<FrameStream, Status> {
-        let permit = Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("this node gives out {STREAMS_MAX} shards already: try later"))
-        })?;
+        let permit = self.permit()?;
         let (frames, answer) = mpsc::channel(FRAMES_WAITING_MAX);
         tokio::task::spawn_blocking(move || run(&replica, &request, &frames, permit));
         Ok(ReceiverStream::new(answer))
+    }
+
+    /// Computes digests for another node that compares.
+    pub(crate) async fn digest(
+        &self,
+        replica: Replica,
+        shard: (ShardId, Epoch),
+        windows: Vec<TimestampMs>,
+    ) -> Result<peer::ShardDigestReply, Status> {
+        let permit = self.permit()?;
+        Ok(digest_reply(replica, shard, windows, permit).await)
+    }
+
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let busy = || format!("this node gives out or compares {STREAMS_MAX} shards already: try later");
+        Arc::clone(&self.0).try_acquire_owned().map_err(|_| Status::resource_exhausted(busy()))
     }
 }
 
@@ -186,13 +200,15 @@ pub(super) fn digests(
     Ok(digests)
 }
 
-/// Answers another node that compares. Blocking work: runs off the async threads.
-pub(crate) async fn digest_reply(
+/// Blocking work: runs off the async threads, and keeps its permit until it ends, whoever still waits.
+async fn digest_reply(
     replica: Replica,
     (shard, epoch): (ShardId, Epoch),
     windows: Vec<TimestampMs>,
+    permit: OwnedSemaphorePermit,
 ) -> peer::ShardDigestReply {
     let compute = move || {
+        let _permit = permit;
         replica.check_source(shard, epoch)?;
         digests(&replica.engine, shard, &windows).map_err(|e| ShardRefusal::Failed(e.to_string()))
     };
