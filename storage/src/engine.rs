@@ -282,7 +282,8 @@ impl Engine {
 
     /// Deletes the samples that there are of the tenant's matching series in the selection's range, in all
     /// shards of this node. When this returns, that is durable and every read sees it; the space comes back
-    /// with later merges. Samples that are appended after this was called stay, whatever their time.
+    /// with later merges. Samples that are appended after it returned stay, whatever their time; of those that are
+    /// appended while it runs some are deleted, for good.
     /// Returns how many series it concerns. Blocks.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ pub struct Offline {
 /// What a data directory holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OfflineStats {
-    /// Version of the format.
+    /// Version of the format, as the node that had it open last wrote it.
     pub format_version: u32,
     /// Shards with live segments.
     pub shards: u64,
@@ -162,7 +162,10 @@ impl Offline {
     /// # Errors
     /// `Corrupt` if label records cannot be read; `Unavailable` on IO errors.
     pub fn stats(&self) -> Result<OfflineStats, StorageError> {
-        let mut stats = OfflineStats { format_version: FORMAT_VERSION, ..OfflineStats::default() };
+        let mut stats = OfflineStats {
+            format_version: self.meta.version.unwrap_or(FORMAT_VERSION),
+            ..OfflineStats::default()
+        };
         let segments = &self.meta.segments;
         stats.segments = segments.len() as u64;
         let count = |all: usize| all as u64;
@@ -317,7 +320,7 @@ fn verify_log(dir: &Path, replay_from: Option<u64>, report: &mut CheckReport) ->
 }
 
 /// Damage goes to the report; other errors stay errors.
-fn note(dir: &Path, error: StorageError, report: &mut CheckReport) -> Result<(), StorageError> {
+pub(crate) fn note(dir: &Path, error: StorageError, report: &mut CheckReport) -> Result<(), StorageError> {
     let StorageError::Corrupt { path, offset, reason } = error else {
         return Err(error);
     };

@@ -56,8 +56,8 @@ pub(crate) struct Rocks {
 /// What `meta` says at start.
 #[derive(Debug, Default)]
 pub(crate) struct Meta {
-    /// Written by an older version, see [`Rocks::upgrade`].
-    pub(crate) is_outdated: bool,
+    /// Version of the format; none in a directory that was never opened to the end.
+    pub(crate) version: Option<u32>,
     pub(crate) next_segment: u64,
     /// `None` in a directory that was never opened to the end.
     pub(crate) replay_from: Option<u64>,
@@ -68,6 +68,13 @@ pub(crate) struct Meta {
     /// Per shard: ordinals below it are never given again.
     pub(crate) ordinals: HashMap<ShardId, u32>,
     pub(crate) resident: Vec<Resident>,
+}
+
+impl Meta {
+    /// Whether it was written by an older version, see [`Rocks::upgrade`].
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.version.is_some_and(|version| version < FORMAT_VERSION)
+    }
 }
 
 /// What a shard had in memory when its last flush began.
@@ -173,8 +180,7 @@ impl Rocks {
                      {FORMAT_VERSION}"
                 )));
             }
-            Some(version) => meta.is_outdated = version < FORMAT_VERSION,
-            None => {}
+            version => meta.version = version,
         }
         loaded?;
         self.writes.check(meta.writes).map_err(|reason| self.inconsistent(reason))?;
@@ -473,6 +479,13 @@ impl Rocks {
         self.write_durably(batch).expect("written");
     }
 
+    /// Makes a closed database one from before there were exemplars.
+    pub(crate) fn drop_notes(path: &Path) {
+        let cache = Cache::new_lru_cache(1 << 20);
+        let mut db = DB::open_cf_descriptors(&database_options(16), path, families(&cache)).expect("opened");
+        db.drop_cf(NOTES).expect("dropped");
+    }
+
     /// A segment's rows without what depends on the replica.
     pub(crate) fn pages(&self, segment: SegmentKey) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut options = read_options();
@@ -493,6 +506,9 @@ impl Rocks {
         files.iter().filter(|file| file.column_family_name == DATA).count()
     }
 }
+
+/// The column families that hold anything.
+const FAMILIES: [&str; 4] = [DATA, INDEX, NOTES, META];
 
 fn families(cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
     vec![

@@ -138,7 +138,7 @@ impl Opening {
         clear(&temporary_dir(&options.dir))?;
         progress.enter(Phase::Series, 0);
         let meta = rocks.load_meta()?;
-        if meta.is_outdated {
+        if meta.is_outdated() {
             rocks.upgrade()?;
         }
         let store = Store::new(options, rocks, metrics, &meta);

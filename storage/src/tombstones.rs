@@ -6,8 +6,10 @@
 //! is forgotten.
 //!
 //! The log must not bring a hidden sample back into memory after a crash, where no tombstone hides it. A flush
-//! leaves what was appended while it began in the log that it keeps; so a deletion always flushes, even if nothing
-//! is in memory. Exemplars are deleted from memory, and from their rows by that flush.
+//! leaves what was appended while it began in the log that it keeps; so a deletion flushes twice, even if nothing
+//! is in memory: the first flush moves what it hides to disk, the second one takes that out of the log. What the
+//! second one moves lies above the tombstone, and stays. Exemplars are deleted from memory, and from their rows by the
+//! first flush.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -93,6 +95,8 @@ pub(crate) fn delete(store: &Store, selection: &Selection) -> Result<u64, Storag
     }
     flush::flush_locked(store, &mut next_segment)?;
     let number = *next_segment;
+    *next_segment += 1;
+    flush::flush_locked(store, &mut next_segment)?;
     let mut made = Vec::new();
     let mut deleted = 0;
     for shard in store.all_shards() {
@@ -102,7 +106,8 @@ pub(crate) fn delete(store: &Store, selection: &Selection) -> Result<u64, Storag
         }
         let (segments, tombstones) = shard.segments_and_tombstones();
         let mut ordinals = RoaringBitmap::new();
-        for segment in segments.iter().filter(|segment| segment.touches(first_ms, last_ms)) {
+        let below = segments.iter().filter(|segment| segment.key.segment < number);
+        for segment in below.filter(|segment| segment.touches(first_ms, last_ms)) {
             ordinals |= visible_ordinals(segment, &tombstones, first_ms, last_ms) & &matched;
         }
         if !ordinals.is_empty() {
@@ -115,8 +120,7 @@ pub(crate) fn delete(store: &Store, selection: &Selection) -> Result<u64, Storag
     if made.is_empty() {
         return Ok(0);
     }
-    *next_segment += 1;
-    store.rocks.write_tombstones(made.iter().map(|(_, tombstone)| &**tombstone), number + 1)?;
+    store.rocks.write_tombstones(made.iter().map(|(_, tombstone)| &**tombstone), *next_segment)?;
     store.failpoint("delete: tombstones written")?;
     for (shard, tombstone) in made {
         shard.add_tombstone(tombstone);

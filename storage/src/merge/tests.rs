@@ -536,6 +536,30 @@ fn open_that(
     itself
 }
 
+/// What was appended while a deletion ran is deleted or not, and a start from the log does not change that.
+#[test]
+fn a_deletion_hides_the_same_before_and_after_a_crash() {
+    let steps =
+        crate::STEPS.iter().filter(|step| step.starts_with("flush: ") || step.starts_with("delete: "));
+    for (number, step) in steps.enumerate() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let held = open_that(&dir.path().join("node"), step, |engine| {
+            append(engine, &[(1, 5, 1.0), (9, 6, 1.0)]);
+        });
+        let engine = held.get().expect("open");
+        append(engine, &[(1, 1, 1.0), (2, 2, 1.0)]);
+        engine.delete_series(&everything()).expect("deleted");
+        let seen = times(engine);
+        assert!(seen.is_empty() || seen == [5, 6], "{step}: {seen:?}");
+        let after = dir.path().join("after");
+        copy_dir(&dir.path().join("node"), &after);
+        let again = open(&after, None);
+        assert_eq!(times(&again), seen, "{step}, number {number}");
+        again.flush().expect("flushed");
+        assert_eq!(times(&again), seen, "{step}, flushed");
+    }
+}
+
 #[test]
 fn a_merge_stands_what_happens_meanwhile() {
     let at = "merge: pages written";
@@ -611,7 +635,7 @@ fn data_of_the_version_before_is_opened_and_upgraded() {
     drop(engine);
     let engine = open(dir.path(), None);
     assert_eq!(times(&engine), [1]);
-    assert!(!engine.store().rocks.load_meta().expect("read").is_outdated);
+    assert!(!engine.store().rocks.load_meta().expect("read").is_outdated());
     engine.store().rocks.pretend_version(2);
     drop(engine);
     let options = EngineOptions::new(dir.path());

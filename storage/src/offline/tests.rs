@@ -140,3 +140,34 @@ fn what_is_no_data_directory_is_refused() {
     assert!(error.to_string().contains("is no data directory"), "{error}");
     assert!(matches!(Offline::verify(dir.path()), Err(StorageError::Invalid { .. })));
 }
+
+#[test]
+fn a_directory_of_an_earlier_version_is_read_or_says_what_it_lacks() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    build(dir.path());
+    let options = EngineOptions { reserve_bytes: 0, ..EngineOptions::new(dir.path().join("storage")) };
+    let engine = Engine::open(options.clone(), &mut Registry::default()).expect("opened");
+    engine.store().rocks.pretend_version(3);
+    engine.close().expect("closed");
+    drop(engine);
+    let offline = Offline::open(dir.path()).expect("opened");
+    let stats = offline.stats().expect("counted");
+    assert_eq!((stats.format_version, stats.samples), (3, 200));
+    assert_eq!(offline.series(None, &[], 100).expect("listed").len(), 20);
+    assert!(Offline::verify(dir.path()).expect("verified").is_clean());
+    drop(offline);
+
+    // The first directories of version 3 were made before there were exemplars.
+    Rocks::drop_notes(&dir.path().join("storage/rocks"));
+    for error in [
+        Offline::open(dir.path()).expect_err("something is missing"),
+        Offline::verify(dir.path()).expect_err("something is missing"),
+    ] {
+        let text = error.to_string();
+        assert!(matches!(error, StorageError::Invalid { .. }), "{text}");
+        assert!(text.contains("\"notes\"") && text.contains("start a node with it once"), "{text}");
+    }
+    Engine::open(options, &mut Registry::default()).expect("opened").close().expect("closed");
+    assert!(Offline::verify(dir.path()).expect("verified").is_clean());
+    assert_eq!(Offline::open(dir.path()).expect("opened").stats().expect("counted").format_version, 4);
+}

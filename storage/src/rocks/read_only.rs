@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rocksdb::{Cache, DB};
 
-use super::{DATA, INDEX, Rocks, Writes, data_options, database_options, families, read_error};
+use super::{DATA, FAMILIES, INDEX, Rocks, Writes, data_options, database_options, families, read_error};
 use crate::error::StorageError;
 use crate::keys::{SegmentKey, Window};
 
@@ -39,6 +39,16 @@ impl Rocks {
         let mut options = database_options(OPEN_FILES_MAX);
         options.create_if_missing(false);
         options.create_missing_column_families(false);
+        let there = DB::list_cf(&options, path).map_err(|e| read_error(path, "open", e))?;
+        if let Some(missing) = FAMILIES.iter().find(|family| !there.iter().any(|name| name == *family)) {
+            return Err(StorageError::Invalid {
+                reason: format!(
+                    "{} is of an earlier version of this program, without {missing:?}: start a node with it once, which \
+                     adds what is missing, stop it, and look again",
+                    path.display()
+                ),
+            });
+        }
         let db = DB::open_cf_descriptors_read_only(&options, path, families(&cache), false)
             .map_err(|e| read_error(path, "open", e))?;
         let writes = Writes::open_read_only(path);

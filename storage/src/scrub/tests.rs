@@ -186,3 +186,38 @@ fn flushes_merges_and_deletions_meanwhile_are_no_damage() {
     assert!(engine.scrub().expect("scrubbed").is_clean());
     assert!(engine.store().quarantine.lock().is_empty());
 }
+
+/// Appends one sample for one series; a group of the log of its own.
+fn append_one(engine: &Engine, t: i64) {
+    let mut batch = ShardBatch::new(tenant(), ShardId(1));
+    let labels = Labels::from_pairs([("__name__", "m"), ("n", "one")]).expect("valid");
+    batch.push_series(Fingerprint::of(&tenant(), labels.as_encoded()));
+    batch.labels.push((0, labels));
+    batch.push_sample(Sample { timestamp: TimestampMs(t), value: 1.0 });
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(engine.append(vec![Arc::new(batch)])).expect("appended");
+}
+
+#[test]
+fn damage_of_the_log_is_found_while_memory_has_its_samples() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engine = open(options(dir.path()));
+    (0..10).for_each(|t| append_one(&engine, t));
+    let clean = engine.scrub().expect("scrubbed");
+    assert!(clean.is_clean() && clean.rows >= 10, "{clean:?}");
+    let path = dir.path().join("wal/00000001.wal");
+    let mut bytes = fs::read(&path).expect("read");
+    bytes[120] ^= 1;
+    fs::write(&path, &bytes).expect("written");
+    let report = engine.scrub().expect("scrubbed");
+    let [damage] = report.damage.as_slice() else {
+        panic!("{report:?}");
+    };
+    assert_eq!(damage.file, "wal/00000001.wal");
+    assert!(damage.what.contains("WAL record is damaged"), "{damage}");
+    // Nothing is lost: a flush replaces the log by segments.
+    engine.flush().expect("flushed");
+    let report = engine.scrub().expect("scrubbed");
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.samples, 10);
+}
