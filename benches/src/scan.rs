@@ -28,10 +28,10 @@ const TARGETS: u32 = 200;
 /// Series of the counter that is asked for, and of all others, of one target.
 const COUNTERS: u32 = 50;
 const OTHERS: u32 = 50;
-/// Samples of each series: three hours.
-const ROUNDS: i64 = 720;
+/// Samples of each series: an hour, and what windows of 5 minutes see before it.
+const ROUNDS: i64 = 280;
 /// Rounds of one append.
-const ROUNDS_PER_APPEND: i64 = 60;
+const ROUNDS_PER_APPEND: i64 = 40;
 /// A window of 2 h begins here.
 const START: i64 = 1_699_999_200_000;
 /// How often each figure is taken; the best one counts.

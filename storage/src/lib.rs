@@ -34,7 +34,6 @@
 )]
 
 mod check;
-#[expect(dead_code, unused_imports, reason = "reads do not use the summaries of chunks yet")]
 mod codec;
 #[cfg(test)]
 #[path = "../tests/it/copy.rs"]

@@ -293,6 +293,16 @@ impl Page {
         self.slots[at].continues
     }
 
+    /// Times of the first and the last sample of chunk `at`, without decoding the others. `None` if they are damaged.
+    pub(crate) fn bounds(&self, at: usize) -> Option<(i64, i64)> {
+        let vector = self.slots[at].vector;
+        if let ([first, ..], [.., last]) = (&*self.times[vector], &*self.times[vector]) {
+            return Some((*first, *last));
+        }
+        let summary = codec::summarize_timestamps(&self.bytes[self.vectors[vector].clone()], self.origin)?;
+        Some((summary.first, summary.last))
+    }
+
     /// The times of chunk `at`. `None` if they are damaged.
     pub(crate) fn times(&mut self, at: usize) -> Option<&[i64]> {
         let vector = self.slots[at].vector;

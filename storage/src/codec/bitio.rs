@@ -91,6 +91,9 @@ fn last_word_at(bytes: &[u8], at: usize) -> u64 {
     rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
+/// What one look at the bytes shows at least.
+const PEEK_BITS: u32 = 57;
+
 /// Reads what a [`BitWriter`] wrote.
 #[derive(Clone, Debug)]
 pub(super) struct BitReader<'a> {
@@ -149,13 +152,40 @@ impl<'a> BitReader<'a> {
     pub(super) fn get_rice(&mut self, rest: u32, max: usize) -> Option<usize> {
         let word = self.peek();
         let ones = word.trailing_ones();
-        if ones + 1 + rest > 57 {
+        if ones + 1 + rest > PEEK_BITS {
             let quotient = self.get_unary(max)?;
             return (quotient << rest).checked_add(usize::try_from(self.get(rest)?).ok()?);
         }
         self.skip(ones + 1 + rest)?;
         let low = word >> (ones + 1) & low_mask(rest);
         (ones as usize <= max).then_some(((ones as usize) << rest) + usize::try_from(low).ok()?)
+    }
+
+    /// [`BitReader::get_rice`] for each of `numbers`. Several are taken from one look at the bytes.
+    pub(super) fn get_rices(&mut self, rest: u32, max: usize, numbers: &mut [u32]) -> Option<()> {
+        let (mut word, mut used) = (self.peek(), 0_u32);
+        for number in numbers {
+            let mut ones = word.trailing_ones();
+            if used + ones + 1 + rest > PEEK_BITS {
+                self.skip(used)?;
+                (word, used) = (self.peek(), 0);
+                ones = word.trailing_ones();
+            }
+            if ones + 1 + rest > PEEK_BITS {
+                *number = u32::try_from(self.get_rice(rest, max)?).ok()?;
+                word = self.peek();
+                continue;
+            }
+            let low = word >> (ones + 1) & low_mask(rest);
+            let quotient = ones as usize;
+            *number = u32::try_from((quotient << rest) + usize::try_from(low).ok()?).ok()?;
+            if quotient > max {
+                return None;
+            }
+            word >>= ones + 1 + rest;
+            used += ones + 1 + rest;
+        }
+        self.skip(used)
     }
 
     /// How many bytes were begun.
@@ -170,6 +200,31 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn several_rice_codes_are_as_one_by_one(
+            numbers in proptest::collection::vec(prop_oneof![8 => 0..200_usize, 1 => 0..5000_usize], 0..60),
+            rest in 0..8_u32,
+            cut in 0..400_usize,
+        ) {
+            let mut out = Vec::new();
+            let mut writer = BitWriter::new(&mut out);
+            for number in &numbers {
+                writer.put_unary((number >> rest) as u64);
+                writer.put(*number as u64 & low_mask(rest), rest);
+            }
+            writer.finish();
+            out.truncate(cut);
+            let (mut one_by_one, mut several) = (BitReader::new(&out), BitReader::new(&out));
+            let want: Option<Vec<usize>> = numbers.iter().map(|_| one_by_one.get_rice(rest, 5000)).collect();
+            let mut got = vec![0; numbers.len()];
+            let read = several.get_rices(rest, 5000, &mut got);
+            prop_assert_eq!(read.is_some(), want.is_some());
+            if let Some(want) = want {
+                prop_assert_eq!(got.iter().map(|n| *n as usize).collect::<Vec<_>>(), want);
+                prop_assert_eq!(several.bytes_used(), one_by_one.bytes_used());
+            }
+        }
+
         #[test]
         fn bits_survive(items in proptest::collection::vec((any::<u64>(), 0..=64_u32, 0..200_usize), 0..100)) {
             let mut out = Vec::new();

@@ -154,11 +154,6 @@ impl HotRun {
         usize::from(self.count)
     }
 
-    /// Whether there is no sample.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// Bytes of the slot, used or not, in memory.
     pub(crate) fn bytes(&self) -> usize {
         self.slot.len()

@@ -220,7 +220,6 @@ pub(super) struct Header {
     slope: i64,
     /// `y` of the last number, if stored or known without the residuals.
     last: Option<i64>,
-    count: usize,
 }
 
 impl Header {
@@ -243,12 +242,7 @@ impl Header {
             (false, Coder::Zero, _) => Some(straight),
             (false, ..) => None,
         };
-        Some(Self { order, coder, first, gcd, centre, slope, last, count })
-    }
-
-    /// The first number.
-    pub(super) fn first(&self) -> i64 {
-        self.first
+        Some(Self { order, coder, first, gcd, centre, slope, last })
     }
 
     /// The last number, if it is known without the residuals.

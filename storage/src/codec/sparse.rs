@@ -69,8 +69,9 @@ pub(super) fn each_other(
     let mut places = [0_u32; PLACES_MAX];
     let mut skim = gaps.clone();
     let mut at = 0_usize;
+    skim.get_rices(rice, zeros, &mut places[..others.min(PLACES_MAX)])?;
     for place in &mut places[..others.min(PLACES_MAX)] {
-        at += skim.get_rice(rice, zeros)?;
+        at += *place as usize;
         *place = u32::try_from(at).ok()?;
         at += 1;
     }

@@ -93,6 +93,23 @@ pub(crate) fn encode_timestamps(
     }
 }
 
+/// Every `interval` after `before`. Four at a time, so that none waits for the one before it.
+fn fill_points(before: i64, interval: i64, points: &mut [i64]) {
+    let mut next: [i64; 4] =
+        std::array::from_fn(|lane| before.wrapping_add(interval.wrapping_mul(LANES[lane])));
+    let mut groups = points.chunks_exact_mut(4);
+    for group in &mut groups {
+        group.copy_from_slice(&next);
+        next = next.map(|point| point.wrapping_add(interval.wrapping_mul(4)));
+    }
+    for (point, next) in groups.into_remainder().iter_mut().zip(next) {
+        *point = next;
+    }
+}
+
+/// Intervals from the point before a group of four.
+const LANES: [i64; 4] = [1, 2, 3, 4];
+
 fn some_set(numbers: &[i64]) -> bool {
     numbers.iter().any(|number| *number != 0)
 }
@@ -208,20 +225,17 @@ pub(crate) fn decode_timestamps(
         return None;
     }
     let start = timestamps.len();
-    timestamps.push(first);
-    let mut point = first.wrapping_add(off);
-    if flags & SKIPS > 0 {
-        timestamps.extend(skips.iter().map(|skip| {
-            point = point.wrapping_add(interval.wrapping_mul(skip.wrapping_add(1)));
-            point
-        }));
-    } else {
-        timestamps.extend((1..count).map(|_| {
-            point = point.wrapping_add(interval);
-            point
-        }));
-    }
+    timestamps.resize(start + count, first);
     let decoded = &mut timestamps[start..];
+    if flags & SKIPS > 0 {
+        let mut point = first.wrapping_add(off);
+        for (timestamp, skip) in decoded[1..].iter_mut().zip(&*skips) {
+            point = point.wrapping_add(interval.wrapping_mul(skip.wrapping_add(1)));
+            *timestamp = point;
+        }
+    } else {
+        fill_points(first.wrapping_add(off), interval, &mut decoded[1..]);
+    }
     for (at, jitter) in &exceptions[..exception_count] {
         decoded[*at] = decoded[*at].wrapping_sub(off).wrapping_add(*jitter);
     }

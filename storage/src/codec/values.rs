@@ -48,15 +48,14 @@ const SCALE_UNKNOWN: u8 = 0xc0;
 /// Bits of a patch that is not a stale marker, for estimates.
 const PATCH_COST: u64 = 72;
 
-/// What is known of a chunk's values without decoding them.
+/// What the kind of a chunk says of its values besides the class.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct ValueFlags(u8);
+struct ValueFlags(u8);
 
 impl ValueFlags {
     const RESET: u8 = 0x08;
     const STALE: u8 = 0x10;
     const NOT_FINITE: u8 = 0x20;
-    const ALL: u8 = 0x38;
 
     fn of(values: &[f64]) -> Self {
         let mut flags = 0;
@@ -72,34 +71,6 @@ impl ValueFlags {
         }
         Self(flags)
     }
-
-    /// Whether a value is below the one before it. NaN (so stale markers too) is passed over.
-    pub(crate) fn has_reset(self) -> bool {
-        self.0 & Self::RESET > 0
-    }
-
-    /// Whether there are stale markers.
-    pub(crate) fn has_stale(self) -> bool {
-        self.0 & Self::STALE > 0
-    }
-
-    /// Whether there are infinities, or NaN other than stale markers.
-    pub(crate) fn has_not_finite(self) -> bool {
-        self.0 & Self::NOT_FINITE > 0
-    }
-}
-
-/// What stands in front of a chunk: enough to skip it, or to use it without decoding.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ValueSummary {
-    /// Number of values.
-    pub(crate) count: usize,
-    /// The first value.
-    pub(crate) first: f64,
-    /// The last value.
-    pub(crate) last: f64,
-    /// Resets, stale markers, values that are not finite.
-    pub(crate) flags: ValueFlags,
 }
 
 /// Appends the chunk of `values` to `out`.
@@ -285,16 +256,17 @@ impl<'a> Patches<'a> {
     }
 }
 
-fn read_kind(reader: &mut Reader<'_>) -> Option<(u8, ValueFlags, usize)> {
+/// Class and count.
+fn read_kind(reader: &mut Reader<'_>) -> Option<(u8, usize)> {
     let kind = reader.u8()?;
     let count = usize::try_from(reader.varint()?).ok()?;
     let known = kind >> VERSION_SHIFT == FORMAT_VERSION && (1..=CHUNK_SAMPLES_MAX).contains(&count);
-    known.then_some((kind & CLASS_MASK, ValueFlags(kind & ValueFlags::ALL), count))
+    known.then_some((kind & CLASS_MASK, count))
 }
 
 /// Appends all values of a chunk. `None` if it is damaged.
-pub(crate) fn decode_values(chunk: &[u8], scratch: &mut Scratch, values: &mut Vec<f64>) -> Option<()> {
-    let (_, _, count) = read_kind(&mut Reader::new(chunk))?;
+pub(super) fn decode_values(chunk: &[u8], scratch: &mut Scratch, values: &mut Vec<f64>) -> Option<()> {
+    let (_, count) = read_kind(&mut Reader::new(chunk))?;
     decode_value_range(chunk, 0..count, scratch, values)
 }
 
@@ -307,7 +279,7 @@ pub(crate) fn decode_value_range(
     values: &mut Vec<f64>,
 ) -> Option<()> {
     let mut reader = Reader::new(chunk);
-    let (class, _, count) = read_kind(&mut reader)?;
+    let (class, count) = read_kind(&mut reader)?;
     if range.start > range.end || range.end > count {
         return None;
     }
@@ -354,56 +326,7 @@ pub(crate) fn decode_value_range(
 
 /// What the class of a chunk is called. `None` if there is no such class.
 pub(crate) fn class_name(chunk: &[u8]) -> Option<&'static str> {
-    let (class, ..) = read_kind(&mut Reader::new(chunk))?;
+    let (class, _) = read_kind(&mut Reader::new(chunk))?;
     let names = ["constant", "constant decimal", "decimal", "near decimal", "places", "xor"];
     names.get(usize::from(class)).copied()
-}
-
-/// Count, first and last value and flags, without decoding the values. `None` if the front of the chunk is
-/// damaged.
-pub(crate) fn summarize_values(chunk: &[u8]) -> Option<ValueSummary> {
-    let mut reader = Reader::new(chunk);
-    let (class, flags, count) = read_kind(&mut reader)?;
-    let mut ends = match class {
-        CONSTANT | XOR => {
-            let value = f64::from_bits(reader.u64()?);
-            [value; 2]
-        }
-        CONSTANT_DECIMAL => {
-            let exponent = reader.u8().filter(|exponent| *exponent <= decimal::EXPONENT_MAX)?;
-            [Scale::Divide(exponent).value(reader.zigzag()?); 2]
-        }
-        DECIMAL | NEAR_DECIMAL | PLACES => column_ends(class, &mut reader, count)?,
-        _ => return None,
-    };
-    if class == XOR {
-        ends[0] = xor::first(&mut reader, count)?;
-    }
-    let [first, last] = ends;
-    Some(ValueSummary { count, first, last, flags })
-}
-
-/// First and last value of the classes with columns.
-fn column_ends(class: u8, reader: &mut Reader<'_>, count: usize) -> Option<[f64; 2]> {
-    let mut ends = [0.0; 2];
-    let (scale, patches) = Patches::read(reader, count)?;
-    let mut residuals = reader.clone();
-    if class == NEAR_DECIMAL {
-        let bytes = usize::try_from(reader.varint()?).ok()?;
-        residuals = reader.clone();
-        residuals.take(bytes)?;
-    }
-    let numbers = ints::Header::read(reader, count)?;
-    let rests = if class == NEAR_DECIMAL { Some(ints::Header::read(&mut residuals, count)?) } else { None };
-    let rest = |pick: fn(&ints::Header) -> Option<i64>| rests.as_ref().map_or(Some(0), pick);
-    let value = |number: i64, rest: i64| match class {
-        PLACES => value_at(number),
-        DECIMAL => scale.value(number),
-        _ => value_at(place(scale.value(number)).wrapping_add(rest)),
-    };
-    ends[0] = value(numbers.first(), rest(|header| Some(header.first()))?);
-    ends[1] = value(numbers.last()?, rest(ints::Header::last)?);
-    patches.clone().apply(&(0..1), &mut ends[..1])?;
-    patches.apply(&(count - 1..count), &mut ends[1..])?;
-    Some(ends)
 }

@@ -169,6 +169,11 @@ impl SegmentReader<'_> {
         mask: Option<(&Mask, u32)>,
         columns: &mut SeriesColumns,
     ) -> Result<(), StorageError> {
+        match self.page.bounds(at) {
+            Some((first, last)) if last < *range.start() || *range.end() < first => return Ok(()),
+            Some(_) => {}
+            None => return Err(self.damaged("times are damaged")),
+        }
         let Some(times) = self.page.times(at) else {
             return Err(self.damaged("times are damaged"));
         };
