@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 
 use saturn_model::{Labels, TimestampMs};
 
-use crate::promqltest::{Announced, Store};
+use crate::ast::Expr;
+use crate::promqltest::{Aggregating, Announced, Store};
 use crate::{
-    EvalError, EvalParams, NameRemoval, StartTimestamps, Value, evaluate, parse, parse_duration,
-    parse_selector, selector_requests,
+    EvalError, EvalParams, NameRemoval, Source, StartTimestamps, Value, data_requests, evaluate, parse,
+    parse_duration, parse_selector, selector_requests,
 };
 
 /// How often an evaluation asks whether it should stop before it is told to.
@@ -42,7 +43,8 @@ pub fn parser(data: &[u8]) {
 }
 
 /// Evaluates `data`, whose first four bytes say when and how, over a few series. The answer is sorted, without
-/// duplicates and within the steps, or an error that is not of the evaluator's own making.
+/// duplicates and within the steps, or an error that is not of the evaluator's own making; also where what can be is
+/// aggregated at the source.
 pub fn evaluator(data: &[u8]) {
     let Some(([start, steps, step, rules], text)) = data.split_first_chunk() else { return };
     let text = String::from_utf8_lossy(text);
@@ -62,12 +64,18 @@ pub fn evaluator(data: &[u8]) {
     }
     let store = store();
     let source = Announced { store: &store, requests: selector_requests(&expr, &params) };
+    evaluate_over(&source, &expr, &params, &text);
+    let source = Aggregating { store: &store, requests: data_requests(&expr, &params) };
+    evaluate_over(&source, &expr, &params, &text);
+}
+
+fn evaluate_over(source: &dyn Source, expr: &Expr, params: &EvalParams, text: &str) {
     let asked = std::sync::atomic::AtomicUsize::new(0);
     let cancelled = || asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > CHECKS_MAX;
-    match evaluate(&expr, &params, &source, &cancelled) {
+    match evaluate(expr, params, source, &cancelled) {
         Ok(result) => {
-            check(&result.value, &params, &text);
-            result.annotations.render(&text, 10);
+            check(&result.value, params, text);
+            result.annotations.render(text, 10);
         }
         Err(EvalError::Source(error)) => panic!("{text:?}: {error}"),
         Err(_) => {}
