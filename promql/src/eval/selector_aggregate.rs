@@ -17,7 +17,7 @@ use crate::eval::grid::{Grid, Reference, positive_duration, request_of};
 use crate::eval::over_time::{float_function, sample_function};
 use crate::eval::params::{EvalParams, NameRemoval, SampleValue, SelectorRequest, StartTimestamps};
 use crate::eval::range_functions::{MEAN, SUM};
-use crate::eval::window::{Fold, HistogramWindow, LANES, Window};
+use crate::eval::window::{Fold, HistogramWindow, LANES, Window, any_stale, falls};
 use crate::functions::FunctionId;
 use crate::span::Span;
 
@@ -187,7 +187,7 @@ impl SeriesFold {
         {
             return Err(NotApart);
         }
-        let is_stale = series.values.iter().any(|value| is_stale_nan(*value));
+        let is_stale = any_stale(&series.values);
         if is_stale && self.plan.function.is_some() {
             let mut clean = std::mem::take(&mut self.clean);
             clean.clear_samples();
@@ -263,7 +263,7 @@ impl SeriesFold {
 
 /// `rate` and the like of each window.
 fn changes(layout: &Layout, values: &[f64], steps: &mut Vec<u32>, results: &mut Vec<f64>) {
-    let falls = values.windows(2).fold(false, |falls, pair| falls | (pair[1] < pair[0]));
+    let falls = falls(values);
     for (window, timing) in layout.windows.iter().zip(&layout.timings) {
         let Some(timing) = timing else { continue };
         if let Some(result) = timing.change(&values[window.range()], falls) {

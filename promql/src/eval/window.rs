@@ -287,9 +287,18 @@ pub(super) fn with_detected_resets(columns: &SeriesColumns) -> Option<SeriesColu
     Some(detected)
 }
 
+/// Whether there is a stale marker. All values are looked at: several at a time take less than one by one to the first.
+pub(super) fn any_stale(values: &[f64]) -> bool {
+    values.iter().fold(false, |any, value| any | is_stale_nan(*value))
+}
+
+/// Whether a value is smaller than the one before it; as with [`any_stale`].
+pub(super) fn falls(values: &[f64]) -> bool {
+    values.windows(2).fold(false, |falls, pair| falls | (pair[1] < pair[0]))
+}
+
 pub(super) fn has_stale_markers(columns: &SeriesColumns) -> bool {
-    columns.values.iter().any(|value| is_stale_nan(*value))
-        || columns.histograms.values.iter().any(|histogram| histogram.is_stale())
+    any_stale(&columns.values) || columns.histograms.values.iter().any(|histogram| histogram.is_stale())
 }
 
 pub(super) fn without_stale_markers(columns: &SeriesColumns) -> SeriesColumns {
@@ -367,7 +376,7 @@ impl Ranges {
             StartTimestamps::Used => (&columns.start_timestamps, &histograms.start_timestamps),
             StartTimestamps::Ignored => (&[], &[]),
         };
-        let falls = columns.values.windows(2).any(|pair| pair[1] < pair[0]);
+        let falls = falls(&columns.values);
         let (mut floats, mut hists) = (Slider::default(), Slider::default());
         let costs = running_costs(histograms);
         let newly_read = if self.is_subquery { 0 } else { usize::MAX };
