@@ -12,7 +12,7 @@ use saturn_replication::{
     LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, PlacementHandle, SelectRequest,
     SelectSink, ShardRefusal, ShardReply,
 };
-use saturn_ring::{Epoch, Fence, NodeId, ShardRecord};
+use saturn_ring::{Access, Epoch, Fence, NodeId, ShardRecord};
 use saturn_storage::{Engine, Listed, ReadLimits, StorageError};
 
 /// Most bytes of samples with which one shard answers a read: 64 Mi samples.
@@ -27,9 +27,9 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    fn check(&self, shard: ShardId, epoch: Epoch) -> Result<(), ShardRefusal> {
+    fn check(&self, shard: ShardId, epoch: Epoch, access: Access) -> Result<(), ShardRefusal> {
         let placement = self.placement.load();
-        match saturn_ring::fence(placement.record(shard), &self.id, epoch) {
+        match saturn_ring::fence(placement.record(shard), &self.id, epoch, access) {
             Fence::Current => Ok(()),
             Fence::Stale(record) => Err(ShardRefusal::Stale(record)),
             Fence::Behind => Err(ShardRefusal::Behind),
@@ -53,7 +53,7 @@ impl Replica {
         let mut replies = Vec::with_capacity(request.batches.len());
         let mut admitted = Vec::with_capacity(request.batches.len());
         for fenced in request.batches {
-            match self.check(fenced.batch.shard, fenced.epoch) {
+            match self.check(fenced.batch.shard, fenced.epoch, Access::Write) {
                 Ok(()) => {
                     replies.push(None);
                     admitted.push(fenced.batch);
@@ -125,14 +125,14 @@ impl Replica {
         request: &SelectRequest,
         each: impl FnMut(&SeriesColumns) -> ControlFlow<()>,
     ) -> Result<(), ShardRefusal> {
-        self.check(shard, epoch)?;
+        self.check(shard, epoch, Access::Read)?;
         self.engine.for_each_series(shard, &request.selection, limits(request), each).map_err(refusal_of)
     }
 
     /// All shards, with the epochs of their records, if this node is the only one that has any of them.
     pub(crate) fn shards_if_alone(&self) -> Option<Vec<(ShardId, Epoch)>> {
         let placement = self.placement.load();
-        let mine = |record: &ShardRecord| *record.slots == [self.id.clone()];
+        let mine = |record: &ShardRecord| record.readers().eq([&self.id]);
         let numbers = (0..placement.shard_count()).map(ShardId);
         placement
             .shards
@@ -149,7 +149,7 @@ impl Replica {
             let answer = |(shard, epoch): &(ShardId, Epoch)| ShardReply {
                 shard: *shard,
                 result: replica
-                    .check(*shard, *epoch)
+                    .check(*shard, *epoch, Access::Read)
                     .and_then(|()| replica.labels_of_shard(*shard, &request).map_err(refusal_of)),
             };
             request.shards.iter().map(answer).collect()
@@ -160,10 +160,14 @@ impl Replica {
     /// Erases, unless sender and replica disagree about a shard. Blocking work: runs off the async threads.
     pub(crate) async fn erase(&self, request: EraseRequest) -> EraseReply {
         for (shard, epoch) in &request.shards {
-            match self.check(*shard, *epoch) {
+            match self.check(*shard, *epoch, Access::Write) {
                 Ok(()) => {}
                 Err(ShardRefusal::Behind) => return EraseReply::Behind,
                 Err(refusal) => return EraseReply::Failed(format!("shard {shard}: {refusal}")),
+            }
+            // What the shard's other replicas hand over may be from before the deletion.
+            if self.placement.load().record(*shard).is_some_and(|record| record.is_fetching(&self.id)) {
+                return EraseReply::Failed(format!("shard {shard} is moving here: erase again later"));
             }
         }
         let engine = self.engine.clone();
@@ -186,7 +190,7 @@ impl Replica {
         let mut refused = Vec::new();
         let mut shards = Vec::with_capacity(request.shards.len());
         for (shard, epoch) in &request.shards {
-            match self.check(*shard, *epoch) {
+            match self.check(*shard, *epoch, Access::Read) {
                 Ok(()) => shards.push(*shard),
                 Err(refusal) => refused.push((*shard, refusal.to_string())),
             }

@@ -13,7 +13,7 @@ use saturn_replication::{
     FencedBatch, LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, SelectRequest,
     ShardRefusal, ShardReply,
 };
-use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
+use saturn_ring::{Epoch, MoveStep, NodeId, Placement, ShardRecord, SlotMove};
 use tonic::{Code, Status};
 
 /// A call that failed, in the replication layer's terms.
@@ -102,11 +102,28 @@ pub(crate) fn refusal_message(refusal: ShardRefusal) -> peer::Refusal {
         ShardRefusal::Failed(text) => (Kind::Failed, None, text),
         ShardRefusal::TooManySeries(text) => (Kind::TooManySeries, None, text),
     };
-    let record = record.map(|record| peer::ShardRecord {
-        epoch: record.epoch.0,
-        slots: record.slots.iter().map(NodeId::to_string).collect(),
+    peer::Refusal { kind: kind.into(), record: record.map(|record| record_message(&record)), text }
+}
+
+fn record_message(record: &ShardRecord) -> peer::ShardRecord {
+    let moving = record.moving.as_ref().map(|moving| peer::SlotMove {
+        slot: u32::from(moving.slot),
+        to: moving.to.to_string(),
+        activated: moving.step == MoveStep::Activated,
     });
-    peer::Refusal { kind: kind.into(), record, text }
+    let slots = record.slots.iter().map(NodeId::to_string).collect();
+    peer::ShardRecord { epoch: record.epoch.0, slots, moving }
+}
+
+fn record_from(message: peer::ShardRecord) -> Result<ShardRecord, PeerError> {
+    let node = |id: &String| NodeId::new(id).map_err(|e| misfit(&e.to_string()));
+    let slots = message.slots.iter().map(node).collect::<Result<_, _>>()?;
+    let moving = message.moving.map(|moving| {
+        let slot = u8::try_from(moving.slot).map_err(|_| misfit("a slot beyond 255"))?;
+        let step = if moving.activated { MoveStep::Activated } else { MoveStep::Begun };
+        Ok(SlotMove { slot, to: node(&moving.to)?, step })
+    });
+    Ok(ShardRecord { epoch: Epoch(message.epoch), slots, moving: moving.transpose()? })
 }
 
 pub(crate) fn refusal_from(refusal: peer::Refusal) -> Result<ShardRefusal, PeerError> {
@@ -114,9 +131,7 @@ pub(crate) fn refusal_from(refusal: peer::Refusal) -> Result<ShardRefusal, PeerE
     Ok(match refusal.kind() {
         Kind::StaleEpoch => {
             let record = refusal.record.ok_or_else(|| misfit("stale epoch without a record"))?;
-            let slots = record.slots.iter().map(|id| NodeId::new(id));
-            let slots = slots.collect::<Result<_, _>>().map_err(|e| misfit(&e.to_string()))?;
-            ShardRefusal::Stale(ShardRecord { epoch: Epoch(record.epoch), slots })
+            ShardRefusal::Stale(record_from(record)?)
         }
         Kind::Behind => ShardRefusal::Behind,
         Kind::NotOwner => ShardRefusal::NotOwner,

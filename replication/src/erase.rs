@@ -3,10 +3,11 @@
 //! There is no quorum here. A replica that did not hide samples would bring them back into merged answers, so the
 //! answer names each one that failed, and the caller repeats the request: erasing twice is harmless.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use saturn_model::{Selection, ShardId};
-use saturn_ring::{Epoch, NodeId, Placement};
+use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
 use tokio::task::JoinSet;
 
 use crate::coordinator::Core;
@@ -58,17 +59,14 @@ pub struct Erased {
 pub(crate) async fn erase<P: Peers>(core: &Arc<Core<P>>, what: Erase) -> Erased {
     let placement = core.placement.load();
     let mut orders = JoinSet::new();
-    for member in &placement.members {
-        let shards = shards_of(&placement, &member.id);
-        if !shards.is_empty() {
-            let (core, node) = (Arc::clone(core), member.id.clone());
-            let request = EraseRequest { what: what.clone(), shards };
-            orders.spawn(async move {
-                let reply =
-                    tokio::time::timeout(core.settings.erase_timeout, order(&core, &node, request)).await;
-                (node, reply.unwrap_or(Err(PeerError::Timeout)))
-            });
-        }
+    let nodes: BTreeSet<&NodeId> = placement.shards.iter().flat_map(ShardRecord::writers).collect();
+    for node in nodes {
+        let (core, node) = (Arc::clone(core), node.clone());
+        let request = EraseRequest { what: what.clone(), shards: shards_of(&placement, &node) };
+        orders.spawn(async move {
+            let reply = tokio::time::timeout(core.settings.erase_timeout, order(&core, &node, request)).await;
+            (node, reply.unwrap_or(Err(PeerError::Timeout)))
+        });
     }
     let mut erased = Erased::default();
     while let Some(ended) = orders.join_next().await {
@@ -105,7 +103,7 @@ async fn order<P: Peers>(
 fn shards_of(placement: &Placement, node: &NodeId) -> Vec<(ShardId, Epoch)> {
     let numbered = (0..).map(ShardId).zip(&placement.shards);
     numbered
-        .filter(|(_, record)| record.slots.contains(node))
+        .filter(|(_, record)| record.is_writer(node))
         .map(|(shard, record)| (shard, record.epoch))
         .collect()
 }

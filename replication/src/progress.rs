@@ -37,8 +37,11 @@ struct ShardRead<T> {
     /// How many replicas answered: answers may have become one.
     answered: usize,
     failures: Vec<String>,
-    restarted: bool,
+    restarts: u8,
 }
+
+/// How often a request follows a shard to a newer record. A whole move has three.
+pub(crate) const RESTARTS_MAX: u8 = 8;
 
 /// The nodes of a shard's record in the order in which to ask them.
 pub(crate) fn preference(
@@ -47,13 +50,13 @@ pub(crate) fn preference(
     me: &NodeId,
     is_alive: impl Fn(&NodeId) -> bool,
 ) -> Vec<NodeId> {
-    let others = record.slots.iter().filter(|node| *node != me);
+    let others = record.readers().filter(|node| *node != me);
     let (mut alive, mut dead): (Vec<_>, Vec<_>) = others.partition(|node| is_alive(node));
     for group in [&mut alive, &mut dead] {
         let turn = usize::from(shard.0) % group.len().max(1);
         group.rotate_left(turn);
     }
-    let mine = record.slots.iter().filter(|node| *node == me);
+    let mine = record.readers().filter(|node| *node == me);
     mine.chain(alive).chain(dead).cloned().collect()
 }
 
@@ -61,14 +64,14 @@ impl<T> ShardRead<T> {
     fn new(record: &ShardRecord, candidates: Vec<NodeId>) -> Self {
         Self {
             epoch: record.epoch,
-            quorum: record.slots.len() / 2 + 1,
+            quorum: record.quorum(),
             candidates,
             asked: 0,
             waiting: 0,
             answers: Vec::new(),
             answered: 0,
             failures: Vec::new(),
-            restarted: false,
+            restarts: 0,
         }
     }
 
@@ -151,8 +154,8 @@ impl<T> ReadProgress<T> {
         Some(read)
     }
 
-    /// Starts a shard again under a newer record. Once: false if that has happened before, in which
-    /// case nothing changes. Also false if the record is not newer.
+    /// Starts a shard again under a newer record. False, and nothing changes, if that has happened too often or
+    /// the record is not newer.
     pub(crate) fn restart(
         &mut self,
         shard: ShardId,
@@ -161,11 +164,11 @@ impl<T> ReadProgress<T> {
         is_alive: impl Fn(&NodeId) -> bool,
     ) -> bool {
         let Some(read) = self.shards.get_mut(usize::from(shard.0)) else { return false };
-        if read.restarted || record.epoch <= read.epoch {
+        if read.restarts >= RESTARTS_MAX || record.epoch <= read.epoch {
             return false;
         }
-        *read = ShardRead::new(record, preference(shard, record, me, is_alive));
-        read.restarted = true;
+        let restarts = read.restarts + 1;
+        *read = ShardRead { restarts, ..ShardRead::new(record, preference(shard, record, me, is_alive)) };
         true
     }
 
@@ -268,18 +271,20 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_record_starts_the_shard_over_once() {
+    fn a_newer_record_starts_the_shard_over_a_few_times() {
         let placement = placement(&["a", "b", "c"], 1, 3);
         let (shard, me) = (ShardId(0), node("a"));
         let mut read = ReadProgress::new(&placement, &me, |_| true);
         read.ask_needed();
         read.answered(shard, FIRST, 'a');
-        let newer = ShardRecord { epoch: Epoch(2), slots: placement.shards[0].slots.clone() };
-        assert!(read.restart(shard, &newer, &me, |_| true));
+        let at = |epoch| ShardRecord { epoch: Epoch(epoch), ..placement.shards[0].clone() };
+        assert!(read.restart(shard, &at(2), &me, |_| true));
         read.answered(shard, FIRST, 'b');
         assert_eq!(shards_asked(&read.ask_needed()), BTreeMap::from([("a", 1), ("b", 1)]));
-        let newest = ShardRecord { epoch: Epoch(3), ..newer };
-        assert!(!read.restart(shard, &newest, &me, |_| true));
+        assert!(!read.restart(shard, &at(2), &me, |_| true), "it is not newer");
+        let max = u64::from(RESTARTS_MAX) + 1;
+        assert!((3..=max).all(|epoch| read.restart(shard, &at(epoch), &me, |_| true)));
+        assert!(!read.restart(shard, &at(max + 1), &me, |_| true));
         assert_eq!(read.finish("silent").0, Vec::<char>::new());
     }
 

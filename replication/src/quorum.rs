@@ -1,8 +1,9 @@
 //! Counting acknowledgements: has every shard of a write its quorum, or can one no longer get it?
 //!
 //! Pure. A shard's quorum is the quorum of each of its series: all series of a batch go to the same
-//! replicas, and a replica counts only when it has stored every one of them. Answers count within one epoch:
-//! a shard that is started again under a newer record forgets those to the older one.
+//! replicas, and a replica counts only when it has stored every one of them. A slot that is on its way to another
+//! node counts only when both nodes have. Answers count within one epoch: a shard that is started again under a
+//! newer record forgets those to the older one.
 
 use saturn_ring::{Epoch, NodeId, ShardRecord};
 
@@ -15,11 +16,13 @@ pub(crate) struct QuorumTracker {
 #[derive(Debug)]
 struct ShardProgress {
     epoch: Epoch,
-    slots: Vec<(NodeId, SlotState)>,
+    quorum: usize,
+    /// Each node that is written to, with its slot.
+    nodes: Vec<(NodeId, usize, NodeState)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum SlotState {
+enum NodeState {
     Waiting,
     Stored,
     Failed(String),
@@ -38,18 +41,27 @@ pub(crate) enum Standing {
 
 impl ShardProgress {
     fn new(record: &ShardRecord) -> Self {
-        let slots = record.slots.iter().map(|node| (node.clone(), SlotState::Waiting)).collect();
-        Self { epoch: record.epoch, slots }
+        let slots = record.slot_members().enumerate();
+        let nodes = slots.flat_map(|(slot, nodes)| {
+            nodes.into_iter().map(move |node| (node.clone(), slot, NodeState::Waiting))
+        });
+        Self { epoch: record.epoch, quorum: record.quorum(), nodes: nodes.collect() }
     }
 
+    /// A slot has stored when all of its nodes have, and has failed when one of them has.
     fn standing(&self) -> Standing {
-        let quorum = self.slots.len() / 2 + 1;
-        let count = |state: fn(&SlotState) -> bool| self.slots.iter().filter(|(_, s)| state(s)).count();
-        let stored = count(|state| *state == SlotState::Stored);
-        let failed = count(|state| matches!(state, SlotState::Failed(_)));
-        if stored >= quorum {
+        let slots = self.nodes.chunk_by(|a, b| a.1 == b.1);
+        let (mut stored, mut open) = (0, 0);
+        for slot in slots {
+            if slot.iter().all(|(_, _, state)| *state == NodeState::Stored) {
+                stored += 1;
+            } else if !slot.iter().any(|(_, _, state)| matches!(state, NodeState::Failed(_))) {
+                open += 1;
+            }
+        }
+        if stored >= self.quorum {
             Standing::Acked
-        } else if self.slots.len() - failed < quorum {
+        } else if stored + open < self.quorum {
             Standing::Impossible
         } else {
             Standing::Pending
@@ -70,12 +82,12 @@ impl QuorumTracker {
 
     /// `node` has stored everything of the shard.
     pub(crate) fn stored(&mut self, index: usize, node: &NodeId) {
-        self.set(index, node, SlotState::Stored);
+        self.set(index, node, NodeState::Stored);
     }
 
     /// `node` will not store the shard's batch, or not tell.
     pub(crate) fn failed(&mut self, index: usize, node: &NodeId, reason: String) {
-        self.set(index, node, SlotState::Failed(reason));
+        self.set(index, node, NodeState::Failed(reason));
     }
 
     /// Starts a shard again under a newer record.
@@ -83,10 +95,10 @@ impl QuorumTracker {
         self.shards[index] = ShardProgress::new(record);
     }
 
-    fn set(&mut self, index: usize, node: &NodeId, state: SlotState) {
-        let slots = &mut self.shards[index].slots;
-        if let Some((_, slot)) = slots.iter_mut().find(|(id, _)| id == node) {
-            *slot = state;
+    fn set(&mut self, index: usize, node: &NodeId, state: NodeState) {
+        let nodes = &mut self.shards[index].nodes;
+        if let Some((_, _, known)) = nodes.iter_mut().find(|(id, _, _)| id == node) {
+            *known = state;
         }
     }
 
@@ -108,11 +120,11 @@ impl QuorumTracker {
         let unacked = self.shards.iter().enumerate().filter(|(_, shard)| shard.standing() != Standing::Acked);
         let describe = |shard: &ShardProgress| {
             let mut reasons = Vec::new();
-            for (node, state) in &shard.slots {
+            for (node, _, state) in &shard.nodes {
                 match state {
-                    SlotState::Stored => {}
-                    SlotState::Waiting => reasons.push(format!("{node}: {silence}")),
-                    SlotState::Failed(reason) => reasons.push(format!("{node}: {reason}")),
+                    NodeState::Stored => {}
+                    NodeState::Waiting => reasons.push(format!("{node}: {silence}")),
+                    NodeState::Failed(reason) => reasons.push(format!("{node}: {reason}")),
                 }
             }
             reasons.join("; ")
@@ -130,7 +142,7 @@ mod tests {
     }
 
     fn record(epoch: u64, nodes: &[&str]) -> ShardRecord {
-        ShardRecord { epoch: Epoch(epoch), slots: nodes.iter().map(|name| node(name)).collect() }
+        ShardRecord::stable(Epoch(epoch), nodes.iter().map(|name| node(name)).collect())
     }
 
     #[test]
@@ -175,6 +187,23 @@ mod tests {
         assert_eq!((tracker.standing(), tracker.epoch(0)), (Standing::Pending, Epoch(2)));
         tracker.stored(0, &node("d"));
         assert_eq!(tracker.standing(), Standing::Acked);
+    }
+
+    #[test]
+    fn a_moving_slot_counts_when_both_of_its_nodes_have_stored() {
+        let begun = record(1, &["a", "b", "c"]).begin(2, &node("d")).expect("begins");
+        let mut tracker = QuorumTracker::new(&[begun.clone()]);
+        tracker.stored(0, &node("c"));
+        tracker.stored(0, &node("a"));
+        assert_eq!(tracker.standing(), Standing::Pending, "any two of four are not enough");
+        tracker.stored(0, &node("d"));
+        assert_eq!(tracker.standing(), Standing::Acked);
+        let mut tracker = QuorumTracker::new(&[begun]);
+        tracker.failed(0, &node("d"), "down".into());
+        tracker.failed(0, &node("c"), "down".into());
+        assert_eq!(tracker.standing(), Standing::Pending, "one slot failed, not two");
+        tracker.failed(0, &node("b"), "down".into());
+        assert_eq!(tracker.standing(), Standing::Impossible);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::coordinator::Core;
 use crate::metrics::{AppendErrorKind, BackgroundDrop, WriteOutcome};
+use crate::progress::RESTARTS_MAX;
 use crate::quorum::{QuorumTracker, Standing};
 use crate::{
     AppendRequest, BatchReply, FencedBatch, LabelSource, MissingShard, PeerError, Peers, ShardWrite,
@@ -111,7 +112,7 @@ async fn write_shards<P: Peers>(
     let (_unanswered, answered) = watch::channel(());
     let shared = Shared { core: Arc::clone(core), shards, labels, reports, answered };
     shared.send(records.into_iter().enumerate());
-    let mut restarted = vec![false; shared.shards.len()];
+    let mut restarts = vec![0; shared.shards.len()];
     let mut silence = "has not answered yet".to_owned();
     while tracker.standing() == Standing::Pending {
         let report = tokio::select! {
@@ -128,8 +129,8 @@ async fn write_shards<P: Peers>(
         match outcome {
             Outcome::Stored => tracker.stored(index, &node),
             Outcome::Failed(reason) => tracker.failed(index, &node, reason),
-            Outcome::Stale(record) if !restarted[index] && record.epoch > epoch => {
-                restarted[index] = true;
+            Outcome::Stale(record) if restarts[index] < RESTARTS_MAX && record.epoch > epoch => {
+                restarts[index] += 1;
                 tracker.restart(index, &record);
                 shared.send([(index, &record)]);
             }
@@ -152,7 +153,7 @@ impl<P: Peers> Shared<P> {
     fn send<'a>(&self, records: impl IntoIterator<Item = (usize, &'a ShardRecord)>) {
         let mut by_node: BTreeMap<&NodeId, Vec<Item>> = BTreeMap::new();
         for (index, record) in records {
-            for node in &record.slots {
+            for node in record.writers() {
                 let batch = Arc::clone(&self.shards[index].batch);
                 let item = Item { index, epoch: record.epoch, batch, labelled: false, pushed: false };
                 by_node.entry(node).or_default().push(item);

@@ -80,6 +80,12 @@ impl Zone {
 impl Epoch {
     /// The epoch of every shard when the cluster forms.
     pub const FIRST: Self = Self(1);
+
+    /// The epoch of the record that follows.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
 }
 
 impl TryFrom<String> for NodeId {

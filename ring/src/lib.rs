@@ -16,6 +16,7 @@ mod ids;
 mod member;
 mod membership;
 mod placement;
+mod record;
 mod seal;
 mod shuffle;
 
@@ -24,7 +25,8 @@ pub use formation::{FormationDecision, FormationView, WaitReason, decide};
 pub use ids::{ClusterId, Epoch, Generation, InvalidName, NodeId, Zone};
 pub use member::{Liveness, Member, MemberState};
 pub use membership::Membership;
-pub use placement::{Fence, Placement, PlacementError, PlacementMember, ShardRecord, fence};
+pub use placement::{Placement, PlacementError, PlacementMember};
+pub use record::{Access, Fence, MoveError, MoveStep, ShardRecord, SlotMove, fence};
 pub use seal::{
     BOOT_NONCE_BYTES, DropReason, KeyRing, KeyRingError, PACKET_BYTES_MAX, REPLAY_WINDOW, SEAL_BYTES,
 };

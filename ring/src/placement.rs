@@ -6,10 +6,11 @@
 //! a few dozen shards on a plain ring spread unevenly.
 //!
 //! Invariants of a valid placement: every shard has `replication_factor` slots; no node fills two slots of
-//! a shard; with at least `replication_factor` zones no zone does either, and with fewer every zone holds
-//! every shard.
+//! a shard. A formed one also spreads the slots of a shard: with at least `replication_factor` zones no zone
+//! fills two of them, and with fewer every zone fills one.
 //!
-//! The placement is static once formed: this module does not plan moves.
+//! A placement is what this node knows, record by record. A record may name a node that the member list does
+//! not, since the two arrive separately.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -19,19 +20,10 @@ use saturn_model::ShardId;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::{ClusterId, Epoch, Generation, Member, NodeId, Zone};
+use crate::{ClusterId, Epoch, Generation, Member, NodeId, ShardRecord, Zone};
 
 /// Points of each node on its zone's ring.
 const VNODES: usize = 256;
-
-/// The replicas of one shard. The index of a node is its slot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShardRecord {
-    /// Version of this record.
-    pub epoch: Epoch,
-    /// Who fills each slot.
-    pub slots: Vec<NodeId>,
-}
 
 /// A node that takes part in the placement.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -119,7 +111,7 @@ impl Placement {
             (0..shards).map(|_| share_slots(&mut zones, replication_factor)).collect();
         let shards = (0..shards).zip(&counts).map(|(shard, counts)| {
             let slots = zones.iter_mut().zip(counts).flat_map(|(zone, count)| zone.take(shard, *count));
-            ShardRecord { epoch: Epoch::FIRST, slots: slots.collect() }
+            ShardRecord::stable(Epoch::FIRST, slots.collect())
         });
         let shards = shards.collect();
         Ok(Self { cluster, version: 1, replication_factor, members, shards })
@@ -142,7 +134,7 @@ impl Placement {
 
     /// How many shards `node` holds.
     pub fn slots_of(&self, node: &NodeId) -> usize {
-        self.shards.iter().filter(|record| record.slots.contains(node)).count()
+        self.shards.iter().filter(|record| record.is_writer(node)).count()
     }
 
     /// Checks the invariants of the module's description.
@@ -151,65 +143,30 @@ impl Placement {
         {
             return Err(PlacementError::Empty);
         }
-        let mut zones: BTreeMap<&NodeId, &Zone> = BTreeMap::new();
-        for member in &self.members {
-            if zones.insert(&member.id, &member.zone).is_some() {
-                return Err(PlacementError::DuplicateMember { id: member.id.clone() });
-            }
+        let mut ids = BTreeSet::new();
+        if let Some(twin) = self.members.iter().find(|member| !ids.insert(&member.id)) {
+            return Err(PlacementError::DuplicateMember { id: twin.id.clone() });
         }
-        let zone_count = zones.values().collect::<BTreeSet<_>>().len();
-        let spread = zone_count.min(usize::from(self.replication_factor));
         for (shard, record) in (0_u16..).map(ShardId).zip(&self.shards) {
-            self.check_record(record, &zones, spread)
-                .map_err(|problem| PlacementError::InvalidShard { shard, problem })?;
+            self.check_record(record).map_err(|problem| PlacementError::InvalidShard { shard, problem })?;
         }
         Ok(())
     }
 
-    fn check_record(
-        &self,
-        record: &ShardRecord,
-        zones: &BTreeMap<&NodeId, &Zone>,
-        spread: usize,
-    ) -> Result<(), &'static str> {
+    fn check_record(&self, record: &ShardRecord) -> Result<(), &'static str> {
         if record.epoch < Epoch::FIRST {
             return Err("epoch 0");
         }
         if record.slots.len() != usize::from(self.replication_factor) {
             return Err("the number of slots is not the replication factor");
         }
-        if record.slots.iter().collect::<BTreeSet<_>>().len() != record.slots.len() {
+        if record.writers().collect::<BTreeSet<_>>().len() != record.writers().count() {
             return Err("one node fills two slots");
         }
-        let mut used = BTreeSet::new();
-        for node in &record.slots {
-            used.insert(*zones.get(node).ok_or("a slot is filled by a node that is no member")?);
+        if record.moving.as_ref().is_some_and(|moving| usize::from(moving.slot) >= record.slots.len()) {
+            return Err("a slot moves that does not exist");
         }
-        if used.len() < spread { Err("two slots share a zone without need") } else { Ok(()) }
-    }
-}
-
-/// Whether a node serves a request for a shard, by the record that it holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fence {
-    /// Serve it.
-    Current,
-    /// The request's epoch is lower than the record's: refuse, and hand over this newer record.
-    Stale(ShardRecord),
-    /// The request's epoch is higher than the record's: learn the newer record first.
-    Behind,
-    /// The record names other nodes.
-    NotOwner,
-}
-
-/// Judges a request stamped `epoch` that reached `node`, whose own record of the shard is `mine`.
-pub fn fence(mine: Option<&ShardRecord>, node: &NodeId, epoch: Epoch) -> Fence {
-    match mine {
-        None => Fence::Behind,
-        Some(mine) if epoch < mine.epoch => Fence::Stale(mine.clone()),
-        Some(mine) if epoch > mine.epoch => Fence::Behind,
-        Some(mine) if !mine.slots.contains(node) => Fence::NotOwner,
-        Some(_) => Fence::Current,
+        Ok(())
     }
 }
 
@@ -407,17 +364,15 @@ mod tests {
     #[test]
     fn damage_is_found() {
         let damaged = |change: fn(&mut Placement)| {
-            let mut members = nodes(6, 3);
-            members[1].zone = members[0].zone.clone();
+            let members = nodes(6, 3);
             let mut placement = form(&members, 8, 3);
             change(&mut placement);
             placement.validate().expect_err("damaged")
         };
         damaged(|p| p.shards[3].slots[1] = p.shards[3].slots[0].clone());
-        damaged(|p| p.shards[3].slots[1] = NodeId::new("stranger").expect("valid"));
         damaged(|p| p.shards[3].epoch = Epoch(0));
         damaged(|p| drop(p.shards[3].slots.pop()));
-        damaged(|p| p.shards[3].slots = p.members[..3].iter().map(|m| m.id.clone()).collect());
+        damaged(|p| p.members.push(p.members[0].clone()));
         damaged(|p| p.shards.clear());
     }
 
@@ -443,18 +398,6 @@ mod tests {
             }
             assert!(moved <= ideal * 3 / 2, "{zone_nodes} nodes in the zone: {moved} moved, ideal {ideal}");
         }
-    }
-
-    #[test]
-    fn fencing() {
-        let me = NodeId::new("me").expect("valid");
-        let other = NodeId::new("other").expect("valid");
-        let record = ShardRecord { epoch: Epoch(5), slots: vec![me.clone()] };
-        assert_eq!(fence(Some(&record), &me, Epoch(5)), Fence::Current);
-        assert_eq!(fence(Some(&record), &me, Epoch(4)), Fence::Stale(record.clone()));
-        assert_eq!(fence(Some(&record), &me, Epoch(6)), Fence::Behind);
-        assert_eq!(fence(Some(&record), &other, Epoch(5)), Fence::NotOwner);
-        assert_eq!(fence(None, &me, Epoch(1)), Fence::Behind);
     }
 
     proptest! {

@@ -17,7 +17,7 @@ use saturn_replication::{
     PlacementHandle, SelectRequest, SelectSink, Settings, ShardRefusal, ShardReply, ShardWrite,
 };
 use saturn_ring::{
-    ClusterId, Epoch, Fence, Generation, NodeId, Placement, PlacementMember, ShardRecord, Zone, fence,
+    Access, ClusterId, Epoch, Fence, Generation, NodeId, Placement, PlacementMember, ShardRecord, Zone, fence,
 };
 use uuid::Uuid;
 
@@ -166,7 +166,7 @@ impl Cluster {
         let replica = &replicas[to];
         let reply = |(shard, epoch): &(ShardId, Epoch)| ShardReply {
             shard: *shard,
-            result: match replica.judge(to, *shard, *epoch) {
+            result: match replica.judge(to, (*shard, *epoch), Access::Read) {
                 Ok(()) if replica.too_many => Err(ShardRefusal::TooManySeries("over the limit".into())),
                 Ok(()) => Ok(answer(replica, *shard)),
                 Err(refusal) => Err(refusal),
@@ -177,9 +177,14 @@ impl Cluster {
 }
 
 impl Replica {
-    fn judge(&self, me: &NodeId, shard: ShardId, epoch: Epoch) -> Result<(), ShardRefusal> {
+    fn judge(
+        &self,
+        me: &NodeId,
+        (shard, epoch): (ShardId, Epoch),
+        access: Access,
+    ) -> Result<(), ShardRefusal> {
         let record: Option<&ShardRecord> = self.placement.as_ref().and_then(|p| p.record(shard));
-        match fence(record, me, epoch) {
+        match fence(record, me, epoch, access) {
             Fence::Current => Ok(()),
             Fence::Stale(record) => Err(ShardRefusal::Stale(record)),
             Fence::Behind => Err(ShardRefusal::Behind),
@@ -220,7 +225,7 @@ impl Peers for Cluster {
             if let Some(reply) = &replica.append_reply {
                 return reply.clone();
             }
-            match replica.judge(to, fenced.batch.shard, fenced.epoch) {
+            match replica.judge(to, (fenced.batch.shard, fenced.epoch), Access::Write) {
                 Ok(()) => replica.store(&fenced.batch),
                 Err(refusal) => refusal.into(),
             }
@@ -316,7 +321,7 @@ impl Peers for Cluster {
         let mut replicas = self.replicas.lock();
         let replica = replicas.get_mut(to).expect("the replica exists");
         for (shard, epoch) in &request.shards {
-            match replica.judge(to, *shard, *epoch) {
+            match replica.judge(to, (*shard, *epoch), Access::Read) {
                 Ok(()) => {}
                 Err(ShardRefusal::Behind) => return Ok(EraseReply::Behind),
                 Err(refusal) => return Ok(EraseReply::Failed(refusal.to_string())),

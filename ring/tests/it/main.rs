@@ -2,3 +2,4 @@
 
 mod cluster;
 mod membership;
+mod move_model;
