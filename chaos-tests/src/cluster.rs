@@ -22,6 +22,8 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 pub struct ClusterOptions {
     /// How many nodes. One node is started without `--cluster.join`.
     pub nodes: usize,
+    /// How many zones they are dealt to in turn; 0: each has its own.
+    pub zones: usize,
     /// The nodes' data folders; empty: folders of the cluster's own.
     pub data_dirs: Vec<PathBuf>,
     /// Arguments for all nodes, after the cluster's own.
@@ -47,9 +49,32 @@ pub struct Node {
 pub struct Cluster {
     binaries: SaturnBinaries,
     nodes: Vec<Node>,
+    /// Where nodes that come later find the first ones, and what they are told besides.
+    join: String,
+    extra_args: Vec<String>,
     tolerance: Tolerance,
     // After the nodes: they are dropped, and with them their processes, before the folder is.
     folder: Option<TempDir>,
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+impl Node {
+    /// `ports`: for HTTP, gRPC and gossip.
+    fn new(id: String, zone: &str, data_dir: PathBuf, ports: &[u16], more: Vec<String>) -> Self {
+        let http = address(ports[0]);
+        let mut args = vec![
+            format!("--node.id={id}"),
+            format!("--node.zone={zone}"),
+            format!("--http.listen={http}"),
+            format!("--grpc.listen={}", address(ports[1])),
+            format!("--gossip.listen={}", address(ports[2])),
+        ];
+        args.extend(more);
+        Self { id, data_dir, http, args, process: None, logs: Vec::new() }
+    }
 }
 
 impl Cluster {
@@ -70,33 +95,36 @@ impl Cluster {
 
     /// Makes a cluster of nodes that do not run yet.
     pub fn new(options: ClusterOptions) -> Result<Self> {
-        let ClusterOptions { nodes: count, data_dirs, extra_args } = options;
+        let ClusterOptions { nodes: count, zones, data_dirs, extra_args } = options;
         ensure!(data_dirs.is_empty() || data_dirs.len() == count, "want one data folder a node");
         let folder = tempfile::Builder::new().prefix("saturn-test-").tempdir()?;
         let ports = free_ports(3 * count);
-        let address = |port: &u16| format!("127.0.0.1:{port}");
-        let join = ports.chunks(3).map(|node| address(&node[2])).collect::<Vec<_>>().join(",");
+        let join = ports.chunks(3).map(|node| address(node[2])).collect::<Vec<_>>().join(",");
         let nodes = ports.chunks(3).enumerate().map(|(index, node_ports)| {
             let number = index + 1;
             let id = format!("node-{number}");
             let data_dir = data_dirs.get(index).cloned().unwrap_or_else(|| folder.path().join(&id));
-            let http = address(&node_ports[0]);
-            let mut args = vec![
-                format!("--node.id={id}"),
-                format!("--node.zone=zone-{number}"),
-                format!("--http.listen={http}"),
-                format!("--grpc.listen={}", address(&node_ports[1])),
-                format!("--gossip.listen={}", address(&node_ports[2])),
-            ];
+            let zone = format!("zone-{}", if zones == 0 { number } else { index % zones + 1 });
+            let mut args = Vec::new();
             if count > 1 {
                 args.push(format!("--cluster.join={join}"));
             }
             args.extend(extra_args.iter().cloned());
-            Node { id, data_dir, http, args, process: None, logs: Vec::new() }
+            Node::new(id, &zone, data_dir, node_ports, args)
         });
         let nodes = nodes.collect();
         let binaries = SaturnBinaries::locate();
-        Ok(Self { binaries, nodes, tolerance: Tolerance::Quiet, folder: Some(folder) })
+        Ok(Self { binaries, nodes, join, extra_args, tolerance: Tolerance::Quiet, folder: Some(folder) })
+    }
+
+    /// Adds a node that does not run yet and that joins the others; returns its index.
+    pub fn add(&mut self, zone: &str) -> usize {
+        let id = format!("node-{}", self.nodes.len() + 1);
+        let data_dir = self.folder().join(&id);
+        let mut args = vec![format!("--cluster.join={}", self.join)];
+        args.extend(self.extra_args.iter().cloned());
+        self.nodes.push(Node::new(id, zone, data_dir, &free_ports(3), args));
+        self.nodes.len() - 1
     }
 
     /// Says what the logs may contain from now on; it only grows.

@@ -18,6 +18,9 @@ const REQUESTS_MAX: u32 = 20_000;
 /// The pause between two requests, which keeps what a test reads back small.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// The pause before a request is sent again.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
 /// What a writer writes.
 #[derive(Debug, Clone)]
 pub struct WriterOptions {
@@ -27,6 +30,8 @@ pub struct WriterOptions {
     pub lanes: u32,
     /// Where it writes to, in turn.
     pub targets: Vec<Endpoint>,
+    /// How often a request that was not acked is sent again, to the targets in turn, as senders do.
+    pub retries: u32,
 }
 
 /// A task that writes until it is stopped, one request after the other.
@@ -53,6 +58,12 @@ impl Writer {
         self.acked.load(Ordering::Acquire)
     }
 
+    /// The same, for whoever asks later.
+    pub fn counter(&self) -> impl Fn() -> usize + Send + 'static {
+        let acked = Arc::clone(&self.acked);
+        move || acked.load(Ordering::Acquire)
+    }
+
     /// Waits until `more` further samples are acked.
     pub async fn wait_acked(&self, more: usize, limit: Duration) -> Result<()> {
         let goal = self.acked() + more;
@@ -75,13 +86,14 @@ impl Writer {
 }
 
 async fn run(options: WriterOptions, stop: Arc<AtomicBool>, acked: Arc<AtomicUsize>) -> Vec<Sent> {
-    let WriterOptions { number, lanes, targets } = options;
+    let WriterOptions { number, lanes, targets, retries } = options;
     let lane_labels: Vec<String> = (0..lanes).map(|lane| lane.to_string()).collect();
     let writer_label = number.to_string();
     let mut sent = Vec::new();
     let mut timestamp_ms = 0;
     let mut sequence = 0;
-    for (request, target) in (0..REQUESTS_MAX).zip(targets.iter().cycle()) {
+    let mut targets = targets.iter().cycle();
+    for request in 0..REQUESTS_MAX {
         if stop.load(Ordering::Acquire) {
             break;
         }
@@ -95,7 +107,16 @@ async fn run(options: WriterOptions, stop: Arc<AtomicBool>, acked: Arc<AtomicUsi
             // Until there is an answer nobody knows.
             sent.push(Sent { lane, timestamp_ms, sequence, outcome: Outcome::Unknown });
         }
-        let outcome = send(target, &series).await;
+        let mut outcome = send(targets.next(), &series).await;
+        for _ in 0..retries {
+            if outcome == Outcome::Acked {
+                break;
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+            let again = send(targets.next(), &series).await;
+            // What an earlier attempt may have stored does not go away.
+            outcome = if again == Outcome::NotSent { outcome } else { again };
+        }
         sent[first..].iter_mut().for_each(|sample| sample.outcome = outcome);
         if outcome == Outcome::Acked {
             acked.fetch_add(lane_labels.len(), Ordering::AcqRel);
@@ -106,7 +127,8 @@ async fn run(options: WriterOptions, stop: Arc<AtomicBool>, acked: Arc<AtomicUsi
     sent
 }
 
-async fn send(target: &Endpoint, series: &[Series]) -> Outcome {
+async fn send(target: Option<&Endpoint>, series: &[Series]) -> Outcome {
+    let Some(target) = target else { return Outcome::NotSent };
     let body = compress(&encode(series));
     match target.write_body(body).await {
         Ok(reply) if (200..300).contains(&reply.status) => Outcome::Acked,

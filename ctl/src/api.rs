@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use saturn_proto::operator;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -16,6 +17,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) struct Api {
     http: reqwest::Client,
     address: String,
+    /// What shows that the operator may change the cluster.
+    authorization: String,
 }
 
 /// Prometheus's envelope.
@@ -33,16 +36,22 @@ pub(crate) struct Envelope {
 }
 
 impl Api {
-    pub(crate) fn new(address: &str) -> anyhow::Result<Self> {
+    /// `secret`: the cluster's, if it has one.
+    pub(crate) fn new(address: &str, secret: Option<&[u8]>) -> anyhow::Result<Self> {
+        let secret = secret.unwrap_or(operator::LOOPBACK_SECRET);
+        Self::with_authorization(address, operator::authorization(secret))
+    }
+
+    fn with_authorization(address: &str, authorization: String) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder().timeout(TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build()?;
         let with_scheme =
             if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        Ok(Self { http, address: with_scheme.trim_end_matches('/').to_owned() })
+        Ok(Self { http, address: with_scheme.trim_end_matches('/').to_owned(), authorization })
     }
 
     /// The same for another node.
     pub(crate) fn at(&self, address: &str) -> anyhow::Result<Self> {
-        Self::new(address)
+        Self::with_authorization(address, self.authorization.clone())
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -67,6 +76,27 @@ impl Api {
     pub(crate) async fn report<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let envelope = self.open(self.http.get(format!("{}{path}", self.address))).await?;
         serde_json::from_value(envelope.data).context("the node answers something else: is it a Saturn node?")
+    }
+
+    /// Gets a report about something.
+    pub(crate) async fn report_of<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        tenant: Option<&str>,
+        query: &[(&str, String)],
+    ) -> anyhow::Result<T> {
+        let mut request = self.http.get(format!("{}{path}", self.address)).query(query);
+        if let Some(tenant) = tenant {
+            request = request.header("X-Scope-OrgID", tenant);
+        }
+        let envelope = self.open(request).await?;
+        serde_json::from_value(envelope.data).context("the node answers something else: is it a Saturn node?")
+    }
+
+    /// Changes something, as somebody who knows the cluster's secret.
+    pub(crate) async fn operate(&self, path: &str, form: &[(&str, String)]) -> anyhow::Result<Envelope> {
+        let request = self.http.post(format!("{}{path}", self.address)).form(form);
+        self.open(request.header("Authorization", &self.authorization)).await
     }
 
     async fn open(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Envelope> {

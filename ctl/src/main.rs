@@ -1,7 +1,8 @@
 //! `saturnctl`: the operator's command line.
 //!
 //! It speaks the HTTP API of any one node; `storage` looks into a data directory instead. Exit codes: 0 all is well;
-//! 1 the command failed, or `doctor` found something broken; 2 the command line is wrong; 3 `storage verify` found damage.
+//! 1 the command failed, or `doctor` found something broken; 2 the command line is wrong; 3 `storage verify` found damage;
+//! 4 a change would do harm and was not forced, or was not confirmed; 5 `--wait` gave up.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks through these")]
 
@@ -15,8 +16,10 @@ mod storage;
 mod table;
 mod tenant;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::api::Api;
@@ -26,12 +29,16 @@ use crate::api::Api;
 #[command(
     name = "saturnctl",
     version,
-    after_help = "Exit codes: 0 all is well, 1 failed, 2 wrong command line, 3 damage (storage verify)."
+    after_help = "Exit codes: 0 all is well, 1 failed, 2 wrong command line, 3 damage (storage verify), 4 refused or not \
+                  confirmed, 5 --wait gave up."
 )]
 struct Cli {
     /// HTTP address of any node.
     #[arg(long, global = true, env = "SATURN_ADDRESS", default_value = "http://127.0.0.1:9090")]
     address: String,
+    /// File with the cluster's secret, to change who owns what. Not needed where there is none.
+    #[arg(long, global = true, env = "SATURN_CLUSTER_SECRET_FILE")]
+    secret_file: Option<PathBuf>,
     /// How results are printed.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -52,7 +59,10 @@ enum Output {
 enum Command {
     /// Who is there and who owns what.
     #[command(subcommand)]
-    Ring(RingCommand),
+    Ring(ring::RingCommand),
+    /// The parts that the data is divided into.
+    #[command(subcommand)]
+    Shard(ring::ShardCommand),
     /// Ask PromQL.
     #[command(subcommand)]
     Query(QueryCommand),
@@ -67,12 +77,6 @@ enum Command {
     Storage(storage::StorageCommand),
     /// Check reachability, clocks, replication and disks of all members.
     Doctor,
-}
-
-#[derive(Subcommand)]
-enum RingCommand {
-    /// Members, zones, states, shards owned, since when.
-    Status,
 }
 
 #[derive(Subcommand)]
@@ -104,10 +108,18 @@ async fn main() -> ExitCode {
     }
 }
 
+/// As nodes read it: without white space at its ends.
+fn read_secret(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let content = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(content.trim_ascii().to_vec())
+}
+
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let api = Api::new(&cli.address)?;
+    let secret = cli.secret_file.as_deref().map(read_secret).transpose()?;
+    let api = Api::new(&cli.address, secret.as_deref())?;
     match cli.command {
-        Command::Ring(RingCommand::Status) => ring::status(&api, cli.output).await,
+        Command::Ring(command) => ring::run(&api, &command, cli.output).await,
+        Command::Shard(command) => ring::shards(&api, &command, cli.output).await,
         Command::Tenant(TenantCommand::Shards { name }) => tenant::shards(&api, &name, cli.output).await,
         Command::Query(QueryCommand::Instant(args)) => query::instant(&api, &args, cli.output).await,
         Command::Query(QueryCommand::Range(args)) => query::range(&api, &args, cli.output).await,

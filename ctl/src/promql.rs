@@ -76,7 +76,7 @@ pub(crate) async fn diff(args: &Diff, output: Output) -> anyhow::Result<ExitCode
         .with_context(|| format!("cannot read {}", args.queries.display()))?;
     let queries: Vec<Query> = serde_json::from_str(&text)
         .with_context(|| format!("{} is not a list of queries", args.queries.display()))?;
-    let (reference, test) = (Api::new(&args.reference)?, Api::new(&args.test)?);
+    let (reference, test) = (Api::new(&args.reference, None)?, Api::new(&args.test, None)?);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let end = args.end.unwrap_or(now - DEFAULT_AGE_SECONDS);
     let start = args.start.unwrap_or(end - DEFAULT_RANGE_SECONDS);

@@ -9,19 +9,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use saturn_proto::peer::PullPlacementRequest;
+use saturn_proto::peer::confirm_reply::Verdict;
+use saturn_proto::peer::{ConfirmReply, ConfirmRequest, PullPlacementRequest};
 use saturn_replication::PlacementHandle;
-use saturn_ring::{ClusterId, FormationDecision, FormationView, Member, Placement, decide};
+use saturn_ring::{
+    ClusterId, FormationDecision, FormationView, Member, MemberChange, MemberError, NodeId, Placement,
+    PlacementMember, decide,
+};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
+use crate::authority::Authority;
 use crate::gossip::{Command, View};
 use crate::identity::DataDir;
 use crate::peers::Connections;
-use crate::wire;
+use crate::raft::{GroupId, Groups, ProposeError, Voter};
+use crate::{shepherd, wire};
 
 /// How often names of the join list are looked up again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(5);
+/// Time between two attempts to be confirmed.
+const CONFIRM_EVERY: Duration = Duration::from_millis(300);
 /// How long a member may take to hand over its placement.
 const PULL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long after its start a node still leaves when it finds itself among strangers.
@@ -35,10 +43,12 @@ pub(crate) struct Joining {
     pub(crate) join: Vec<String>,
     pub(crate) replication_factor: u8,
     pub(crate) shards: u16,
+    /// How much this node should hold, compared with others of its zone.
+    pub(crate) weight: u32,
     pub(crate) started: Instant,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) gossip: mpsc::Sender<Command>,
-    pub(crate) connections: Connections,
+    pub(crate) connections: Arc<Connections>,
     /// Told why the node is not ready yet.
     pub(crate) waiting_for: watch::Sender<String>,
 }
@@ -63,7 +73,6 @@ pub(crate) async fn establish(joining: &Joining) -> anyhow::Result<Arc<Placement
         None => form_or_pull(joining).await?,
     };
     check_shape(&placement, joining)?;
-    check_registration(&placement, &joining.me)?;
     let announce = Command::SetPlacement(placement.cluster, placement.version);
     joining.gossip.send(announce).await.context("the gossip task has ended")?;
     let data = joining.data.clone();
@@ -90,23 +99,114 @@ fn check_shape(placement: &Placement, joining: &Joining) -> anyhow::Result<()> {
     }
 }
 
-/// A node that lost its disk must not pose as the replica that it was.
-fn check_registration(placement: &Placement, me: &Member) -> anyhow::Result<()> {
-    let Some(registered) = placement.members.iter().find(|member| member.id == me.id) else {
-        tracing::info!(node = %me.id, "this node owns no shards: it takes writes and answers queries for the others");
-        return Ok(());
-    };
-    if registered.generation != me.generation {
-        bail!(
-            "the cluster knows node {} with the data directory of generation {}, but this one is of generation {}: \
-             was it lost or replaced? A node cannot be replaced yet; bring back its data directory, \
-             or start this one under an id of its own",
-            me.id,
-            registered.generation,
-            me.generation
-        );
+/// Comes back when the cluster has confirmed that this node, with its very disk, is a member: before, it serves
+/// nothing. A node that the cluster does not know joins it.
+pub(crate) async fn become_member(authority: &Authority, joining: &Joining) -> anyhow::Result<()> {
+    loop {
+        let placement = authority.placement.load();
+        let listed = placement.members.iter().find(|member| member.id == joining.me.id);
+        let wanted = PlacementMember {
+            weight: joining.weight,
+            ..listed.cloned().unwrap_or_else(|| PlacementMember::from(&joining.me))
+        };
+        let wanted =
+            PlacementMember { zone: joining.me.zone.clone(), generation: joining.me.generation, ..wanted };
+        let why = match listed {
+            None if joining.data.was_member() => bail!(forgotten(&joining.me.id)),
+            Some(listed) if *listed == wanted => match confirm(authority).await {
+                Ok(()) => return joining.data.remember_membership(),
+                Err(Unconfirmed::No(reason)) => bail!(reason),
+                Err(Unconfirmed::Unknown(why)) => why,
+            },
+            _ => match authority.change_members(MemberChange::Register(wanted)).await {
+                Ok(()) => "this node has just joined".to_owned(),
+                Err(ProposeError::Refused(reason)) => bail!(reason),
+                Err(error) => error.to_string(),
+            },
+        };
+        joining.waiting_for.send_replace(format!("the cluster to confirm this node: {why}"));
+        tokio::time::sleep(CONFIRM_EVERY).await;
     }
-    Ok(())
+}
+
+pub(crate) fn forgotten(me: &NodeId) -> String {
+    format!("the cluster has forgotten node {me}: to join it again, start with an empty --data-dir")
+}
+
+/// Why a node is not confirmed.
+enum Unconfirmed {
+    /// It is not the member that it says it is.
+    No(String),
+    /// Nobody could say.
+    Unknown(String),
+}
+
+/// Asks whoever leads the member list.
+async fn confirm(authority: &Authority) -> Result<(), Unconfirmed> {
+    let placement = authority.placement.load();
+    let control = authority.groups.control();
+    let mut last = "nobody could be asked".to_owned();
+    for member in &placement.members {
+        let reply = if member.id == authority.me {
+            judge(&authority.groups, &authority.placement, &authority.me, authority.voter).await
+        } else {
+            let Ok(mut client) = control.client(&member.id) else { continue };
+            let message = ConfirmRequest {
+                cluster: bytes::Bytes::copy_from_slice(placement.cluster.0.as_bytes()),
+                node: authority.me.to_string(),
+                generation: bytes::Bytes::copy_from_slice(authority.voter.0.as_bytes()),
+            };
+            match tokio::time::timeout(PULL_TIMEOUT, client.confirm(message)).await {
+                Ok(Ok(reply)) => reply.into_inner(),
+                Ok(Err(status)) => {
+                    last = format!("{}: {}", member.id, status.message());
+                    continue;
+                }
+                Err(_) => {
+                    last = format!("{}: no answer", member.id);
+                    continue;
+                }
+            }
+        };
+        match reply.verdict() {
+            Verdict::Unknown => last = "nobody leads the member list yet".to_owned(),
+            Verdict::NotAMember => {
+                return Err(Unconfirmed::No(forgotten(&authority.me)));
+            }
+            Verdict::OtherGeneration => {
+                let error = MemberError::OtherGeneration(authority.me.clone());
+                return Err(Unconfirmed::No(error.to_string()));
+            }
+            Verdict::Member => {
+                let theirs = wire::placement_from_bytes(&reply.placement);
+                let theirs = theirs.map_err(|e| Unconfirmed::Unknown(e.to_string()))?;
+                let adopted = shepherd::adopt(&authority.placement, theirs).await;
+                return adopted.map(drop).map_err(|e| Unconfirmed::Unknown(format!("{e:#}")));
+            }
+        }
+    }
+    Err(Unconfirmed::Unknown(last))
+}
+
+/// Whether a node is a member, if this node leads the member list and so can say.
+pub(crate) async fn judge(
+    groups: &Groups,
+    placement: &PlacementHandle,
+    node: &NodeId,
+    voter: Voter,
+) -> ConfirmReply {
+    if groups.linearize(GroupId::CLUSTER).await.is_err() {
+        return ConfirmReply::default();
+    }
+    let Some(meta) = groups.cluster_meta().filter(|meta| meta.version > 0) else {
+        return ConfirmReply::default();
+    };
+    let verdict = match meta.member(node) {
+        None => Verdict::NotAMember,
+        Some(member) if Voter::from(member) != voter => Verdict::OtherGeneration,
+        Some(_) => Verdict::Member,
+    };
+    ConfirmReply { verdict: verdict.into(), placement: wire::placement_to_bytes(&placement.load()) }
 }
 
 async fn form_or_pull(joining: &Joining) -> anyhow::Result<Placement> {

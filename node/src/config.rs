@@ -63,6 +63,7 @@ pub(crate) struct Config {
     pub(crate) replication_factor: u8,
     /// Parts that the data is divided into.
     pub(crate) shards: u16,
+    pub(crate) weight: u32,
     /// The cluster's secret. Without one, all addresses above are loopback.
     pub(crate) secret: Option<SecretFile>,
     /// How long samples are kept.
@@ -173,6 +174,7 @@ impl Config {
             replication_factor: replication_factor(&given, join.is_empty())?,
             join,
             shards: given.value(settings::CLUSTER_SHARDS).integer()?,
+            weight: given.value(settings::CLUSTER_WEIGHT).integer()?,
             secret: given.set(settings::CLUSTER_SECRET_FILE).map(read_secret).transpose()?,
             retention: retention::read(&given)?,
             storage: StorageConfig::read(&given)?,

@@ -6,15 +6,16 @@ use std::sync::{Arc, OnceLock};
 use saturn_proto::peer;
 use saturn_proto::peer::peer_server::Peer;
 use saturn_replication::{PlacementHandle, SelectRequest};
-use saturn_ring::ClusterId;
+use saturn_ring::{ClusterId, NodeId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::raft::{Groups, Voter};
 use crate::replica::Replica;
 use crate::transfer::source;
-use crate::wire;
+use crate::{cluster, wire};
 
 /// Size at which an answer's frame is sent.
 const FRAME_BYTES: usize = 1 << 20;
@@ -25,8 +26,11 @@ const FRAMES_WAITING_MAX: usize = 2;
 pub(crate) struct PeerService {
     /// Empty until this node belongs to a cluster.
     pub(crate) replica: Arc<OnceLock<Replica>>,
+    /// Empty until this node holds a placement.
     pub(crate) placement: Arc<OnceLock<Arc<PlacementHandle>>>,
     pub(crate) streams: source::Streams,
+    /// Empty until this node takes part in deciding.
+    pub(crate) groups: Arc<OnceLock<Arc<Groups>>>,
 }
 
 type FrameStream = ReceiverStream<Result<peer::SelectFrame, Status>>;
@@ -43,6 +47,20 @@ impl PeerService {
         } else {
             Err(Status::failed_precondition(format!("this node belongs to another cluster, {mine}")))
         }
+    }
+}
+
+impl PeerService {
+    /// What this node knows about metadata, if the caller speaks for the same cluster.
+    fn metadata(&self, cluster: &[u8]) -> Result<(Arc<PlacementHandle>, Arc<Groups>), Status> {
+        let (Some(placement), Some(groups)) = (self.placement.get(), self.groups.get()) else {
+            return Err(Status::unavailable("this node does not belong to a cluster yet"));
+        };
+        let mine = placement.load().cluster;
+        if cluster_from(cluster)? != mine {
+            return Err(Status::failed_precondition(format!("this node belongs to another cluster, {mine}")));
+        }
+        Ok((Arc::clone(placement), Arc::clone(groups)))
     }
 }
 
@@ -64,8 +82,8 @@ fn send_series(
     for (shard, epoch) in &request.shards {
         let mut writer = wire::FrameWriter::new(*shard, FRAME_BYTES);
         let read = replica.read_shard((*shard, *epoch), request, |series| {
-            let sent = writer.push(series).map_or(Ok(()), |frame| frames.blocking_send(Ok(frame)));
-            if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            let sent = writer.push(series).is_none_or(|frame| frames.blocking_send(Ok(frame)).is_ok());
+            if sent { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         if frames.blocking_send(Ok(writer.finish(read))).is_err() {
             return;
@@ -154,13 +172,16 @@ impl Peer for PeerService {
         &self,
         request: Request<peer::PullPlacementRequest>,
     ) -> Result<Response<peer::PlacementReply>, Status> {
-        let asker = request.into_inner().cluster;
+        let peer::PullPlacementRequest { cluster: asker, fingerprint } = request.into_inner();
         let Some(handle) = self.placement.get() else {
             return Ok(Response::new(peer::PlacementReply::default()));
         };
         let placement = handle.load();
         if !asker.is_empty() && cluster_from(&asker)? != placement.cluster {
             return Err(Status::failed_precondition("this node belongs to another cluster"));
+        }
+        if fingerprint == placement.fingerprint() {
+            return Ok(Response::new(peer::PlacementReply::default()));
         }
         Ok(Response::new(peer::PlacementReply { placement: wire::placement_to_bytes(&placement) }))
     }
@@ -170,12 +191,61 @@ impl Peer for PeerService {
         request: Request<peer::PushPlacementRequest>,
     ) -> Result<Response<peer::PushPlacementReply>, Status> {
         let message = request.into_inner();
-        let replica = self.replica(&message.cluster)?;
+        let (handle, _) = self.metadata(&message.cluster)?;
         let placement = wire::placement_from_bytes(&message.placement).map_err(invalid)?;
-        let handle = Arc::clone(&replica.placement);
         let adopt = tokio::task::spawn_blocking(move || handle.adopt_placement(&placement));
         let adopted = adopt.await.map_err(|e| Status::internal(e.to_string()))?;
         adopted.map_err(|e| Status::failed_precondition(e.to_string()))?;
         Ok(Response::new(peer::PushPlacementReply {}))
+    }
+
+    async fn push_record(
+        &self,
+        request: Request<peer::PushRecordRequest>,
+    ) -> Result<Response<peer::PushRecordReply>, Status> {
+        let message = request.into_inner();
+        let (handle, _) = self.metadata(&message.cluster)?;
+        let shard = saturn_proto::convert::shard_from_number(message.shard).map_err(invalid)?;
+        let record = message.record.ok_or_else(|| Status::invalid_argument("a push without a record"))?;
+        let record = wire::record_from(record).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let adopt = tokio::task::spawn_blocking(move || handle.adopt(shard, record));
+        let adopted = adopt.await.map_err(|e| Status::internal(e.to_string()))?;
+        adopted.map_err(|e| Status::failed_precondition(e.to_string()))?;
+        Ok(Response::new(peer::PushRecordReply {}))
+    }
+
+    async fn raft(&self, request: Request<peer::RaftRequest>) -> Result<Response<peer::RaftReply>, Status> {
+        let message = request.into_inner();
+        let (placement, groups) = self.metadata(&message.cluster)?;
+        if message.group > u32::from(placement.load().shard_count()) {
+            return Err(Status::invalid_argument(format!("there is no group {}", message.group)));
+        }
+        // A caller that hangs up must not stop an answer half way.
+        let answer = tokio::spawn(async move { groups.answer(&message).await });
+        let payload = answer.await.map_err(|e| Status::internal(e.to_string()))?;
+        let payload = payload.map_err(|e| Status::failed_precondition(format!("{e:#}")))?;
+        Ok(Response::new(peer::RaftReply { payload: payload.into() }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<peer::ProposeRequest>,
+    ) -> Result<Response<peer::ProposeReply>, Status> {
+        let message = request.into_inner();
+        let (_, groups) = self.metadata(&message.cluster)?;
+        Ok(Response::new(groups.answer_proposal(&message).await))
+    }
+
+    async fn confirm(
+        &self,
+        request: Request<peer::ConfirmRequest>,
+    ) -> Result<Response<peer::ConfirmReply>, Status> {
+        let message = request.into_inner();
+        let (placement, groups) = self.metadata(&message.cluster)?;
+        let id = NodeId::new(&message.node).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let generation = Uuid::from_slice(&message.generation);
+        let generation =
+            generation.map_err(|_| Status::invalid_argument("the generation is not 16 bytes"))?;
+        Ok(Response::new(cluster::judge(&groups, &placement, &id, Voter(generation)).await))
     }
 }

@@ -13,11 +13,13 @@ mod names;
 mod params;
 mod query;
 mod remote_read;
+mod ring;
 mod status;
 mod tenant;
 mod write;
 mod zstd;
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
@@ -33,11 +35,14 @@ use saturn_storage::Engine;
 use tokio::sync::{Semaphore, watch};
 use tower_http::compression::CompressionLayer;
 
+use crate::authority::Authority;
 use crate::config::Listing;
 use crate::metrics::HttpMetrics;
+use crate::moves::Mover;
 use crate::peers::NodePeers;
 use crate::read_path::QuorumSource;
 use crate::ring_status::RingStatus;
+use crate::rpc_auth::Token;
 use crate::write_path::Gate;
 
 /// Largest form body of a query request.
@@ -49,6 +54,7 @@ const WRITE_KIB_MAX: usize = 512 << 10;
 pub(crate) struct Serving {
     pub(crate) coordinator: Arc<Coordinator<NodePeers>>,
     pub(crate) frontend: Frontend<QuorumSource>,
+    pub(crate) mover: Mover,
 }
 
 /// What the handlers share.
@@ -67,6 +73,11 @@ pub(crate) struct App {
     pub(crate) write_budget: Arc<Semaphore>,
     /// Empty until the storage is open.
     pub(crate) engine: Arc<OnceLock<Engine>>,
+    /// Empty until the node takes part in deciding.
+    pub(crate) authority: Arc<OnceLock<Authority>>,
+    /// Knows operators by their `Authorization` header.
+    pub(crate) token: Token,
+    pub(crate) moves_bytes_per_second: Option<NonZeroU64>,
     pub(crate) node_id: NodeId,
     pub(crate) zone: Zone,
     /// Why the node is not ready yet.
@@ -121,6 +132,11 @@ fn api_routes() -> Router<Arc<App>> {
         .route("/api/v1/status/flags", get(status::flags))
         .route("/api/v1/status/tsdb", get(cardinality::tsdb))
         .route("/api/v1/status/ring", get(status::ring))
+        .route("/api/v1/status/ring/plan", get(ring::plan))
+        .route("/api/v1/status/ring/history", get(ring::history))
+        .route("/api/v1/status/ring/owners", get(ring::owners))
+        .route("/api/v1/status/shards", get(ring::shards))
+        .route("/api/v1/admin/ring/{action}", post(ring::change))
         .route("/api/v1/status/node", get(status::node))
         .layer(DefaultBodyLimit::max(FORM_BYTES_MAX))
         .layer(axum::middleware::from_fn(zstd::compress))

@@ -1,8 +1,9 @@
 //! Who this data directory belongs to.
 //!
 //! `node.json` is written when the directory is first used and never changes: node id and generation (a
-//! UUID that says "this very disk"). `placement.json` holds the cluster's placement as last adopted. Both are
-//! replaced atomically: temporary file, fsync, rename, fsync of the directory.
+//! UUID that says "this very disk"). `placement.json` holds the cluster's placement as last adopted. The empty file
+//! `member` says that the cluster has confirmed the node as a member once: should it have forgotten the node since, the
+//! directory is of no use any more. All are replaced atomically: temporary file, fsync, rename, fsync of the directory.
 
 use std::fs;
 use std::io::Write as _;
@@ -60,6 +61,21 @@ impl DataDir {
     /// Where the storage engine keeps its files.
     pub(crate) fn storage_path(&self) -> PathBuf {
         self.path.join("storage")
+    }
+
+    /// Where the Raft groups keep their logs.
+    pub(crate) fn raft_path(&self) -> PathBuf {
+        self.path.join("raft")
+    }
+
+    /// Whether the node was ever confirmed as a member of its cluster.
+    pub(crate) fn was_member(&self) -> bool {
+        self.path.join("member").exists()
+    }
+
+    /// Remembers that the node was.
+    pub(crate) fn remember_membership(&self) -> anyhow::Result<()> {
+        if self.was_member() { Ok(()) } else { replace_file(&self.path.join("member"), b"") }
     }
 
     /// The placement adopted last, if the node belongs to a cluster.

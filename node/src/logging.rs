@@ -7,7 +7,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::LogFormat;
 
-/// Starts logging at `level`. Libraries log from `warn` on only.
+/// Starts logging at `level`. Libraries log from `warn` on only; openraft nothing: it calls every vote that a peer does
+/// not answer an error, and what matters comes back to the groups as a result.
 pub(crate) fn start(level: &str, format: LogFormat) -> anyhow::Result<()> {
     let ours = [
         "saturn",
@@ -19,7 +20,8 @@ pub(crate) fn start(level: &str, format: LogFormat) -> anyhow::Result<()> {
         "saturn_ring",
     ];
     let directives: Vec<String> = ours.iter().map(|name| format!("{name}={level}")).collect();
-    let filter: EnvFilter = format!("warn,{}", directives.join(",")).parse().context("log level")?;
+    let filter: EnvFilter =
+        format!("warn,openraft=off,{}", directives.join(",")).parse().context("log level")?;
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Logfmt => {

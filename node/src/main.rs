@@ -6,6 +6,7 @@
 //! * [`replica`]: this node as one of three; [`peers`]: the others; [`transfer`]: whole shards between them.
 //! * [`demo`]: a whole cluster on this machine.
 
+mod authority;
 mod clock;
 mod cluster;
 mod config;
@@ -16,15 +17,19 @@ mod grpc;
 mod http;
 mod identity;
 mod logging;
+mod manifest;
 mod metrics;
+mod moves;
 mod peers;
+mod raft;
 mod read_path;
+mod rebalance;
 mod replica;
 mod ring_status;
 mod rpc_auth;
 mod secrets;
 mod server;
-#[cfg_attr(not(test), expect(dead_code, reason = "shards do not move yet"))]
+mod shepherd;
 mod transfer;
 mod wire;
 mod write_path;

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -40,6 +41,8 @@ enum Lane {
     Read,
     /// Whole shards: a stream that waits must not fill the windows of the others.
     Transfer,
+    /// Metadata: small, and never behind anything large.
+    Control,
 }
 
 /// A client of one peer; each call proves that this node knows the cluster's secret.
@@ -59,6 +62,11 @@ impl Connections {
     /// A client for requests that read.
     pub(crate) fn reader(&self, address: SocketAddr) -> Client {
         self.client(address, Lane::Read)
+    }
+
+    /// A client for requests about metadata.
+    pub(crate) fn control(&self, address: SocketAddr) -> Client {
+        self.client(address, Lane::Control)
     }
 
     fn client(&self, address: SocketAddr, lane: Lane) -> Client {
@@ -88,7 +96,7 @@ pub(crate) struct NodePeers {
     pub(crate) replica: Replica,
     pub(crate) cluster: ClusterId,
     pub(crate) view: watch::Receiver<View>,
-    pub(crate) connections: Connections,
+    pub(crate) connections: Arc<Connections>,
 }
 
 impl NodePeers {

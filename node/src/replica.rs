@@ -24,9 +24,20 @@ pub(crate) struct Replica {
     pub(crate) id: NodeId,
     pub(crate) engine: Engine,
     pub(crate) placement: Arc<PlacementHandle>,
+    /// Held shared from an append's check of epochs until its samples are stored.
+    admitted: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Replica {
+    pub(crate) fn new(id: NodeId, engine: Engine, placement: Arc<PlacementHandle>) -> Self {
+        Self { id, engine, placement, admitted: Arc::default() }
+    }
+
+    /// Returns when every append is over that was admitted under an older record. Blocks.
+    pub(crate) fn settle(&self) {
+        drop(self.admitted.blocking_write());
+    }
+
     fn check(&self, shard: ShardId, epoch: Epoch, access: Access) -> Result<(), ShardRefusal> {
         let placement = self.placement.load();
         match saturn_ring::fence(placement.record(shard), &self.id, epoch, access) {
@@ -40,7 +51,7 @@ impl Replica {
     /// As [`Replica::check`], for those who take the shard from here: only a node that fills a slot, and that has
     /// stored exactly this epoch, may be their source.
     pub(crate) fn check_source(&self, shard: ShardId, epoch: Epoch) -> Result<(), ShardRefusal> {
-        self.check(shard, epoch)?;
+        self.check(shard, epoch, Access::Write)?;
         let placement = self.placement.load();
         match placement.record(shard) {
             Some(record) if record.slots.contains(&self.id) => Ok(()),
@@ -50,6 +61,7 @@ impl Replica {
 
     /// Stores the batches whose epoch is current; answers when they are durable.
     pub(crate) async fn append(&self, request: AppendRequest) -> Vec<BatchReply> {
+        let _admitted = self.admitted.read().await;
         let mut replies = Vec::with_capacity(request.batches.len());
         let mut admitted = Vec::with_capacity(request.batches.len());
         for fenced in request.batches {

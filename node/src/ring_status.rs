@@ -11,16 +11,20 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use saturn_proto::report::{MemberReport, RingReport};
 use saturn_replication::PlacementHandle;
-use saturn_ring::{Liveness, MemberState, NodeId, Placement, PlacementMember};
+use saturn_ring::{
+    Liveness, MemberState, NodeId, Placement, PlacementMember, ShardRecord, SlotMove, Standing,
+};
 use tokio::sync::watch;
 
 use crate::gossip::View;
+use crate::raft::Groups;
 
 /// Puts placement and gossip together when asked.
 #[derive(Clone)]
 pub(crate) struct RingStatus {
     pub(crate) view: watch::Receiver<View>,
     pub(crate) placement: Arc<OnceLock<Arc<PlacementHandle>>>,
+    pub(crate) groups: Arc<OnceLock<Arc<Groups>>>,
     /// Wall-clock time of the process's start, to which gossip's times are relative.
     pub(crate) started: jiff::Timestamp,
     /// What the operator asked for, shown until the cluster is formed.
@@ -50,6 +54,10 @@ impl RingStatus {
             shards: placement.map_or(self.wanted_shards, Placement::shard_count),
             under_replicated_shards: alive.iter().filter(|(alive, slots, _)| alive < slots).count(),
             shards_without_quorum: alive.iter().filter(|(alive, _, quorum)| alive < quorum).count(),
+            moves_under_way: placement
+                .map_or(0, |p| p.shards.iter().filter(|record| record.moving.is_some()).count()),
+            moves_planned: placement.map_or(Some(0), |p| p.plan().ok().map(|plan| plan.len())),
+            is_paused: self.groups.get().and_then(|g| g.cluster_meta()).is_some_and(|meta| meta.is_paused),
             members: members.collect(),
         }
     }
@@ -73,12 +81,31 @@ impl RingStatus {
             zone: zone.or(from_gossip(|s| s.member.zone.to_string())).unwrap_or_default(),
             state: state_text(state, registered).into(),
             shards_owned: placement.map_or(0, |p| p.slots_of(id)),
+            shards_coming: count_moves(placement, |_, moving| moving.to == *id),
+            shards_leaving: count_moves(placement, |record, moving| {
+                record.slots.get(usize::from(moving.slot)) == Some(id)
+            }),
+            standing: standing_text(registered).into(),
+            weight: registered.map_or(0, |registered| registered.weight),
             since,
             generation: generation.or(from_gossip(|s| s.member.generation.to_string())).unwrap_or_default(),
             http_address: from_gossip(|s| s.member.http_addr.to_string()),
             grpc_address: from_gossip(|s| s.member.grpc_addr.to_string()),
             gossip_address: from_gossip(|s| s.member.gossip_addr.to_string()),
         }
+    }
+}
+
+fn count_moves(placement: Option<&Placement>, counts: impl Fn(&ShardRecord, &SlotMove) -> bool) -> usize {
+    let records = placement.iter().flat_map(|placement| &placement.shards);
+    records.filter(|record| record.moving.as_ref().is_some_and(|moving| counts(record, moving))).count()
+}
+
+fn standing_text(registered: Option<&PlacementMember>) -> &'static str {
+    match registered.map(|registered| registered.standing) {
+        None => "stranger",
+        Some(Standing::Active) => "active",
+        Some(Standing::Draining) => "draining",
     }
 }
 
@@ -120,6 +147,7 @@ impl Collector for RingStatus {
             gauge.encode(family.encode_family(&[("state", state)])?)?;
         }
         for (name, help, count) in [
+            ("saturn_ring_moves_under_way", "Shards of which a slot moves", report.moves_under_way),
             (
                 "saturn_ring_under_replicated_shards",
                 "Shards with a replica down",

@@ -1,5 +1,6 @@
 //! A node's life: bind, open, join, serve, drain, close.
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -7,16 +8,18 @@ use anyhow::Context as _;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use saturn_model::Limits;
+use saturn_proto::operator;
 use saturn_proto::peer::peer_server::PeerServer;
 use saturn_query_frontend::{Frontend, Settings as FrontendSettings};
 use saturn_replication::{Coordinator, PlacementHandle, Settings as ReplicationSettings};
 use saturn_ring::{KeyRing, Member, Membership, MembershipConfig, NodeId, Spreads, Zone};
-use saturn_storage::{Engine, EngineOptions, OpenProgress, Opening};
+use saturn_storage::{Engine, EngineOptions, GroupLog, OpenProgress, Opening};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 
+use crate::authority::Authority;
 use crate::cluster::{self, Joining};
 use crate::config::Config;
 use crate::gossip::{self, Command, View};
@@ -24,21 +27,23 @@ use crate::grpc::PeerService;
 use crate::http::{App, Serving};
 use crate::identity::DataDir;
 use crate::metrics::{HttpMetrics, ProcessMetrics};
+use crate::moves::Mover;
 use crate::peers::{self, Connections, NodePeers};
+use crate::raft::{Control, Groups, Voter};
 use crate::read_path::QuorumSource;
 use crate::replica::Replica;
 use crate::ring_status::RingStatus;
 use crate::rpc_auth::Token;
+use crate::shepherd::{self, Shepherd};
+use crate::transfer::Transfers;
 use crate::transfer::source::Streams;
 use crate::write_path::Gate;
-use crate::{clock, http, secrets};
+use crate::{clock, http, manifest, rebalance, secrets};
 
 /// How long requests in flight may take when the node stops.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// How often the text of `/-/ready` is renewed while the storage opens.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
-/// Secret of clusters without one. It protects nothing, which is why such nodes listen on loopback only.
-const LOOPBACK_SECRET: &[u8] = b"saturn: loopback only, no secret";
 
 /// The sockets of a node, bound before anything else happens.
 struct Listeners {
@@ -64,6 +69,21 @@ impl Listeners {
     }
 }
 
+/// Who this node is: its data directory, and what others are told.
+fn identify(config: &Config, listeners: &Listeners) -> anyhow::Result<(DataDir, Member)> {
+    let (id, zone) = (NodeId::new(&config.node_id)?, Zone::new(&config.zone)?);
+    let data = DataDir::open(&config.data_dir, &id)?;
+    let me = Member {
+        id,
+        generation: data.generation,
+        zone,
+        gossip_addr: listeners.gossip.local_addr()?,
+        grpc_addr: listeners.grpc.local_addr()?,
+        http_addr: listeners.http.local_addr()?,
+    };
+    Ok((data, me))
+}
+
 /// Everything that lives as long as the node does.
 struct Node {
     me: Member,
@@ -78,6 +98,12 @@ struct Node {
     token: Token,
     /// Filled once the node belongs to a cluster.
     placement: Arc<OnceLock<Arc<PlacementHandle>>>,
+    /// Filled a moment later.
+    groups: Arc<OnceLock<Arc<Groups>>>,
+    /// Filled with the groups.
+    authority: Arc<OnceLock<Authority>>,
+    connections: Arc<Connections>,
+    moves_bytes_per_second: Option<NonZeroU64>,
     replica: Arc<OnceLock<Replica>>,
     serving: Arc<OnceLock<Serving>>,
     started: Instant,
@@ -88,16 +114,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     // First of all, as the system's default is sudden death.
     let hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     let listeners = Listeners::bind(&config).await?;
-    let me_without_generation = (NodeId::new(&config.node_id)?, Zone::new(&config.zone)?);
-    let data = DataDir::open(&config.data_dir, &me_without_generation.0)?;
-    let me = Member {
-        id: me_without_generation.0,
-        generation: data.generation,
-        zone: me_without_generation.1,
-        gossip_addr: listeners.gossip.local_addr()?,
-        grpc_addr: listeners.grpc.local_addr()?,
-        http_addr: listeners.http.local_addr()?,
-    };
+    let (data, me) = identify(&config, &listeners)?;
     tracing::info!(
         node = %me.id, zone = %me.zone, http = %me.http_addr, grpc = %me.grpc_addr, gossip = %me.gossip_addr,
         data = %config.data_dir.display(), "starting"
@@ -107,7 +124,9 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     let (gossip_commands, gossip_inbox) = mpsc::channel(16);
     let (view_sender, view) = watch::channel(View::default());
     let (waiting_for, waiting) = watch::channel("starting".to_owned());
-    let secrets = config.secret.as_ref().map_or(vec![LOOPBACK_SECRET], |file| file.secrets.expose());
+    let secrets =
+        config.secret.as_ref().map_or(vec![operator::LOOPBACK_SECRET], |file| file.secrets.expose());
+    let token = Token::derive(&secrets);
     let node = Node {
         me,
         data,
@@ -117,8 +136,12 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         spreads: config.spreads.clone(),
         view,
         gossip: gossip_commands,
-        token: Token::derive(&secrets),
+        connections: Arc::new(Connections::new(token.clone())),
+        moves_bytes_per_second: config.moves_bytes_per_second,
+        token,
         placement: Arc::default(),
+        groups: Arc::default(),
+        authority: Arc::default(),
         replica: Arc::default(),
         serving: Arc::default(),
         started: Instant::now(),
@@ -163,6 +186,9 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     if tokio::time::timeout(DRAIN_MAX, drain).await.is_err() {
         tracing::info!("requests in flight were cut off");
     }
+    if let Some(groups) = node.groups.get() {
+        groups.close().await;
+    }
     let closed = close(node.engine().clone()).await;
     outcome.and(closed)?;
     tracing::info!("stopped");
@@ -192,6 +218,21 @@ struct CancelOnDrop(OpenProgress);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.cancel();
+    }
+}
+
+/// A task that ends with the node.
+struct Task(tokio::task::JoinHandle<()>);
+
+impl Task {
+    fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(work))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -235,6 +276,7 @@ impl Node {
         let ring = RingStatus {
             view: self.view.clone(),
             placement: Arc::clone(&self.placement),
+            groups: Arc::clone(&self.groups),
             started: jiff::Timestamp::now(),
             wanted_replication_factor: config.replication_factor,
             wanted_shards: config.shards,
@@ -253,6 +295,9 @@ impl Node {
             metrics: HttpMetrics::new(&mut registry),
             write_budget: App::write_budget(),
             engine: Arc::clone(&self.engine),
+            authority: Arc::clone(&self.authority),
+            token: self.token.clone(),
+            moves_bytes_per_second: config.moves_bytes_per_second,
             node_id: self.me.id.clone(),
             zone: self.me.zone.clone(),
             waiting_for,
@@ -287,6 +332,7 @@ impl Node {
             replica: Arc::clone(&self.replica),
             placement: Arc::clone(&self.placement),
             streams: Streams::default(),
+            groups: Arc::clone(&self.groups),
         };
         let service = PeerServer::new(service)
             .max_decoding_message_size(peers::MESSAGE_BYTES_MAX)
@@ -311,10 +357,11 @@ impl Node {
             join: config.join.clone(),
             replication_factor: config.replication_factor,
             shards: config.shards,
+            weight: config.weight,
             started: self.started,
             view: self.view.clone(),
             gossip: self.gossip.clone(),
-            connections: Connections::new(self.token.clone()),
+            connections: Arc::clone(&self.connections),
             waiting_for,
         }
     }
@@ -325,37 +372,64 @@ impl Node {
 
     /// Joins the cluster, opens the doors, and watches; returns only why the node must stop.
     async fn join_and_watch(&self, joining: Joining) -> anyhow::Error {
-        let watched = async {
-            let placement = cluster::establish(&joining).await?;
-            self.open_doors(&placement);
+        match self.join(&joining).await {
+            Ok(()) => std::future::pending().await,
+            Err(e) => e,
+        }
+    }
+
+    async fn join(&self, joining: &Joining) -> anyhow::Result<()> {
+        let placement = cluster::establish(joining).await?;
+        // Each cell is filled here only, and once.
+        let _ = self.placement.set(Arc::clone(&placement));
+        let authority = self.authority(&placement).await?;
+        let _ = self.groups.set(Arc::clone(&authority.groups));
+        let _ = self.authority.set(authority.clone());
+        let _shepherd = Task::spawn(Shepherd::new(authority.clone()).run());
+        let following = shepherd::follow(authority.clone(), self.gossip.clone());
+        let serving = async {
+            cluster::become_member(&authority, joining).await?;
+            let mover = self.open_doors(&authority);
             tracing::info!(
                 cluster = %placement.load().cluster,
                 shards_owned = placement.load().slots_of(&self.me.id),
                 ready_after_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "ready"
             );
-            cluster::watch_for_strangers(placement, self.me.clone(), self.started, self.view.clone()).await
+            let _manifest = Task::spawn(manifest::run(authority.clone(), mover.transfers()));
+            let _mover = Task::spawn(mover.run());
+            let _rebalancer = Task::spawn(rebalance::run(authority.clone(), self.started));
+            let (me, view) = (self.me.clone(), self.view.clone());
+            cluster::watch_for_strangers(Arc::clone(&placement), me, self.started, view).await?;
+            std::future::pending::<anyhow::Result<()>>().await
         };
-        match watched.await {
-            Ok(()) => std::future::pending().await,
-            Err(e) => e,
-        }
+        tokio::try_join!(following, serving).map(|((), ())| ())
     }
 
-    /// Starts to serve under `placement`.
-    fn open_doors(&self, placement: &Arc<PlacementHandle>) {
-        let replica = Replica {
-            id: self.me.id.clone(),
-            engine: self.engine().clone(),
-            placement: Arc::clone(placement),
-        };
+    /// Brings up what this node takes part in deciding.
+    async fn authority(&self, placement: &Arc<PlacementHandle>) -> anyhow::Result<Authority> {
+        let path = self.data.raft_path();
+        let log = tokio::task::spawn_blocking(move || GroupLog::open(&path)).await?;
+        let log = log.context("cannot open the log of the cluster's metadata")?;
+        let voter = Voter::from(self.me.generation);
+        let cluster = placement.load().cluster;
+        let control = Control::new(cluster, self.view.clone(), Arc::clone(&self.connections));
+        let groups = Groups::open(voter, log, control).await?;
+        Ok(Authority { me: self.me.id.clone(), voter, groups, placement: Arc::clone(placement) })
+    }
+
+    /// Starts to serve; returns what takes shards.
+    fn open_doors(&self, authority: &Authority) -> Mover {
+        let placement = &authority.placement;
+        let replica = Replica::new(self.me.id.clone(), self.engine().clone(), Arc::clone(placement));
         let peers = Arc::new(NodePeers {
             replica: replica.clone(),
             cluster: placement.load().cluster,
             view: self.view.clone(),
-            connections: Connections::new(self.token.clone()),
+            connections: Arc::clone(&self.connections),
         });
         let mut registry = self.registry.lock();
+        let transfers = Transfers::new(Arc::clone(&peers), self.moves_bytes_per_second, &mut registry);
         let coordinator = Arc::new(Coordinator::new(
             peers,
             self.me.id.clone(),
@@ -368,8 +442,9 @@ impl Node {
         let limits = (*self.limits).clone();
         let frontend = Frontend::new(source, FrontendSettings::default(), limits, &mut registry);
         // Each cell is filled here only, and once.
-        let _ = self.placement.set(Arc::clone(placement));
         let _ = self.replica.set(replica);
-        let _ = self.serving.set(Serving { coordinator, frontend });
+        let mover = Mover::new(authority.clone(), Arc::new(transfers), self.engine().clone());
+        let _ = self.serving.set(Serving { coordinator, frontend, mover: mover.clone() });
+        mover
     }
 }

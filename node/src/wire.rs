@@ -105,7 +105,7 @@ pub(crate) fn refusal_message(refusal: ShardRefusal) -> peer::Refusal {
     peer::Refusal { kind: kind.into(), record: record.map(|record| record_message(&record)), text }
 }
 
-fn record_message(record: &ShardRecord) -> peer::ShardRecord {
+pub(crate) fn record_message(record: &ShardRecord) -> peer::ShardRecord {
     let moving = record.moving.as_ref().map(|moving| peer::SlotMove {
         slot: u32::from(moving.slot),
         to: moving.to.to_string(),
@@ -115,7 +115,7 @@ fn record_message(record: &ShardRecord) -> peer::ShardRecord {
     peer::ShardRecord { epoch: record.epoch.0, slots, moving }
 }
 
-fn record_from(message: peer::ShardRecord) -> Result<ShardRecord, PeerError> {
+pub(crate) fn record_from(message: peer::ShardRecord) -> Result<ShardRecord, PeerError> {
     let node = |id: &String| NodeId::new(id).map_err(|e| misfit(&e.to_string()));
     let slots = message.slots.iter().map(node).collect::<Result<_, _>>()?;
     let moving = message.moving.map(|moving| {

@@ -5,7 +5,7 @@
 //! * [`remote_read`]: its counterpart, sampled and streamed.
 //! * [`histogram`]: the message of a native histogram in both; [`notes`]: those of exemplars and metadata.
 //! * [`snappy`]: block decompression that checks the claimed size before allocating.
-//! * [`report`]: what a node tells its operator.
+//! * [`report`]: what a node tells its operator; [`operator`]: how it knows that it is one.
 //! * [`peer`]: what nodes say to each other over gRPC; [`convert`] turns it into the model's nouns.
 //!
 //! Nothing here does IO or knows about shards' owners.
@@ -14,6 +14,7 @@ pub mod convert;
 pub mod histogram;
 mod histogram_chunks;
 pub mod notes;
+pub mod operator;
 pub mod remote_read;
 pub mod remote_write;
 pub mod remote_write2;

@@ -19,6 +19,12 @@ pub struct RingReport {
     pub under_replicated_shards: usize,
     /// Shards of which no quorum is alive: they accept no writes and are missing in answers.
     pub shards_without_quorum: usize,
+    /// Shards of which a slot is on its way to another node.
+    pub moves_under_way: usize,
+    /// Moves that the member list asks for besides; `None` if it asks for what cannot be.
+    pub moves_planned: Option<usize>,
+    /// Whether the operator stopped moves from beginning.
+    pub is_paused: bool,
     /// Everybody in the placement or ever heard of, by id.
     pub members: Vec<MemberReport>,
 }
@@ -35,6 +41,14 @@ pub struct MemberReport {
     pub state: String,
     /// In how many shards it holds a slot.
     pub shards_owned: usize,
+    /// How many shards are on their way to it.
+    pub shards_coming: usize,
+    /// How many shards are on their way from it.
+    pub shards_leaving: usize,
+    /// `active`, `draining`, or `stranger` if it is no member.
+    pub standing: String,
+    /// How much it should hold, compared with others of its zone; 0 for strangers.
+    pub weight: u32,
     /// Since when its state is what it is, RFC 3339; `None` if it was not heard of.
     pub since: Option<String>,
     /// The life of its data directory.
@@ -98,4 +112,130 @@ pub struct TenantShard {
     pub epoch: u64,
     /// Who fills its slots.
     pub nodes: Vec<String>,
+}
+
+/// A slot of a shard that is to move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedMoveReport {
+    /// Which shard.
+    pub shard: u16,
+    /// Which slot of it.
+    pub slot: u8,
+    /// Who fills it.
+    pub from: String,
+    /// Who shall.
+    pub to: String,
+}
+
+/// What a change of the member list would do, before anything happens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanReport {
+    /// The moves, by shard.
+    pub moves: Vec<PlannedMoveReport>,
+    /// About how many bytes they send, by what the asked node has on its disk of a shard.
+    pub bytes: u64,
+    /// About how long that takes at the rate that is set; `None` if there is no limit.
+    pub seconds: Option<f64>,
+    /// What may go wrong meanwhile, in words.
+    pub risks: Vec<String>,
+    /// What would be lost or stop working; then the change needs to be forced.
+    pub losses: Vec<String>,
+}
+
+/// One shard's metadata.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShardReport {
+    /// Its number.
+    pub shard: u16,
+    /// Version of its record.
+    pub epoch: u64,
+    /// Who fills its slots.
+    pub slots: Vec<String>,
+    /// The slot under way: which, to whom, and whether that node answers reads yet.
+    pub moving: Option<SlotMoveReport>,
+    /// Who leads its Raft group; `None` if the asked node takes no part in it, or does not know.
+    pub leader: Option<String>,
+    /// Windows of which all replicas hold the same.
+    pub sealed_windows: usize,
+    /// A digest of what the asked node holds of it, if that was asked for: equal where the samples are.
+    pub digest: Option<String>,
+    /// How the record became what it is; empty if the asked node takes no part.
+    pub history: Vec<HistoryEntry>,
+}
+
+/// A slot on its way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotMoveReport {
+    /// Which slot.
+    pub slot: u8,
+    /// To whom.
+    pub to: String,
+    /// `begun` or `activated`.
+    pub step: String,
+    /// How far the asked node is with taking it, if it is the one that takes it.
+    pub progress: Option<MoveProgress>,
+}
+
+/// How far a node is with taking a shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MoveProgress {
+    /// Since how many seconds.
+    pub seconds: f64,
+    /// Bytes received.
+    pub bytes: u64,
+    /// Samples received.
+    pub samples: u64,
+    /// Windows of two hours that are there, of all.
+    pub windows_done: usize,
+    /// All of them; 0 before the source has answered.
+    pub windows_total: usize,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HistoryEntry {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Version of the member list, or epoch of the shard's record, since then.
+    pub version: u64,
+    /// What.
+    pub what: String,
+}
+
+/// Who holds a series.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnersReport {
+    /// Whose series.
+    pub tenant: String,
+    /// Its labels.
+    pub series: String,
+    /// Its hash, hexadecimal.
+    pub fingerprint: String,
+    /// Its shard.
+    pub shard: u16,
+    /// Version of the shard's record.
+    pub epoch: u64,
+    /// Who fills its slots, and who will.
+    pub owners: Vec<OwnerReport>,
+}
+
+/// One of the nodes that hold a series.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnerReport {
+    /// Its name.
+    pub node: String,
+    /// Its zone.
+    pub zone: String,
+    /// As in [`MemberReport::state`].
+    pub state: String,
+    /// `slot N`, or `coming to slot N`.
+    pub role: String,
 }

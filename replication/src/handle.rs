@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use saturn_model::ShardId;
-use saturn_ring::{Placement, PlacementError, ShardRecord};
+use saturn_ring::{Placement, PlacementError, PlacementMember, ShardRecord};
 
 /// Whatever went wrong when storing a placement.
 pub type PersistError = Box<dyn Error + Send + Sync>;
@@ -22,6 +22,15 @@ pub struct PlacementHandle {
     current: RwLock<Arc<Placement>>,
     /// Held while a change is stored; makes changes happen one after another.
     persist: Mutex<Persist>,
+}
+
+/// Who belongs to the cluster, as of a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberList {
+    /// Grows with every change.
+    pub version: u64,
+    /// By id.
+    pub members: Vec<PlacementMember>,
 }
 
 /// What became of a record or placement that was offered.
@@ -67,14 +76,32 @@ impl PlacementHandle {
 
     /// Takes over a newer record of a shard. Blocks while it is stored.
     pub fn adopt(&self, shard: ShardId, record: ShardRecord) -> Result<Adoption, AdoptError> {
+        self.adopt_all(&[(shard, record)], None)
+    }
+
+    /// Takes over those records that are newer, and the member list if it is. Blocks while they are stored, all at
+    /// once.
+    pub fn adopt_all(
+        &self,
+        records: &[(ShardId, ShardRecord)],
+        members: Option<&MemberList>,
+    ) -> Result<Adoption, AdoptError> {
         self.change(|placement| {
-            let mine = placement.shards.get_mut(usize::from(shard.0));
-            let mine = mine.ok_or(AdoptError::NoSuchShard(shard))?;
-            if record.epoch <= mine.epoch {
-                return Ok(Adoption::Known);
+            let mut adoption = Adoption::Known;
+            for (shard, record) in records {
+                let mine = placement.shards.get_mut(usize::from(shard.0));
+                let mine = mine.ok_or(AdoptError::NoSuchShard(*shard))?;
+                if record.epoch > mine.epoch {
+                    mine.clone_from(record);
+                    adoption = Adoption::Adopted;
+                }
             }
-            *mine = record;
-            Ok(Adoption::Adopted)
+            if let Some(list) = members.filter(|list| list.version > placement.version) {
+                placement.version = list.version;
+                placement.members.clone_from(&list.members);
+                adoption = Adoption::Adopted;
+            }
+            Ok(adoption)
         })
     }
 
@@ -82,29 +109,12 @@ impl PlacementHandle {
     /// list of the higher version. Blocks while it is stored.
     pub fn adopt_placement(&self, theirs: &Placement) -> Result<Adoption, AdoptError> {
         theirs.validate()?;
-        self.change(|placement| {
-            if theirs.cluster != placement.cluster {
-                return Err(AdoptError::ForeignCluster);
-            }
-            if theirs.shards.len() != placement.shards.len() {
-                let shard = ShardId(theirs.shard_count().min(placement.shard_count()));
-                return Err(AdoptError::NoSuchShard(shard));
-            }
-            let mut adoption = Adoption::Known;
-            for (mine, theirs) in placement.shards.iter_mut().zip(&theirs.shards) {
-                if theirs.epoch > mine.epoch {
-                    mine.clone_from(theirs);
-                    adoption = Adoption::Adopted;
-                }
-            }
-            if theirs.version > placement.version {
-                placement.version = theirs.version;
-                placement.replication_factor = theirs.replication_factor;
-                placement.members.clone_from(&theirs.members);
-                adoption = Adoption::Adopted;
-            }
-            Ok(adoption)
-        })
+        if theirs.cluster != self.load().cluster {
+            return Err(AdoptError::ForeignCluster);
+        }
+        let records: Vec<_> = (0..).map(ShardId).zip(theirs.shards.iter().cloned()).collect();
+        let members = MemberList { version: theirs.version, members: theirs.members.clone() };
+        self.adopt_all(&records, Some(&members))
     }
 
     fn change(
@@ -140,10 +150,12 @@ mod tests {
     use super::*;
 
     fn placement() -> Placement {
-        let member = |name: &str| PlacementMember {
-            id: saturn_ring::NodeId::new(name).expect("valid"),
-            generation: Generation(Uuid::nil()),
-            zone: Zone::new(name).expect("valid"),
+        let member = |name: &str| {
+            PlacementMember::new(
+                saturn_ring::NodeId::new(name).expect("valid"),
+                Generation(Uuid::nil()),
+                Zone::new(name).expect("valid"),
+            )
         };
         let members = [member("a"), member("b"), member("c")];
         Placement::form(ClusterId(Uuid::nil()), &members, 4, 3).expect("enough nodes")

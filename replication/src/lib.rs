@@ -30,7 +30,7 @@ pub use coordinator::{
     WriteError,
 };
 pub use erase::{Erase, EraseReply, EraseRequest, Erased};
-pub use handle::{AdoptError, Adoption, PersistError, PlacementHandle};
+pub use handle::{AdoptError, Adoption, MemberList, PersistError, PlacementHandle};
 pub use merge::Listed;
 pub use peers::{
     AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, FencedBatch, LabelItems, LabelsAnswer,

@@ -206,10 +206,8 @@ mod tests {
     }
 
     fn placement(nodes: &[&str], shards: u16, rf: u8) -> Placement {
-        let member = |name: &&str| PlacementMember {
-            id: node(name),
-            generation: Generation(Uuid::nil()),
-            zone: Zone::new(name).expect("valid"),
+        let member = |name: &&str| {
+            PlacementMember::new(node(name), Generation(Uuid::nil()), Zone::new(name).expect("valid"))
         };
         let members: Vec<_> = nodes.iter().map(member).collect();
         Placement::form(ClusterId(Uuid::nil()), &members, shards, rf).expect("enough nodes")

@@ -34,6 +34,46 @@ pub struct PlacementMember {
     pub generation: Generation,
     /// Where it stands.
     pub zone: Zone,
+    /// How much of its zone it should hold, compared with the other nodes there; [`PlacementMember::WEIGHT`] is
+    /// usual, and 0 is nothing.
+    #[serde(default = "usual_weight")]
+    pub weight: u32,
+    /// Whether it should hold anything.
+    #[serde(default)]
+    pub standing: Standing,
+    /// Whose place on its zone's ring it has, if it replaces another node.
+    #[serde(default)]
+    pub stands_for: Option<NodeId>,
+}
+
+/// What the operator wants of a member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It holds its share of the shards.
+    #[default]
+    Active,
+    /// It hands over what it holds, and gets nothing.
+    Draining,
+}
+
+fn usual_weight() -> u32 {
+    PlacementMember::WEIGHT
+}
+
+impl PlacementMember {
+    /// The usual weight.
+    pub const WEIGHT: u32 = 100;
+
+    /// Whether it should hold any shards.
+    pub fn holds_shards(&self) -> bool {
+        self.standing == Standing::Active && self.weight > 0
+    }
+
+    /// A member of the usual weight that holds its share.
+    pub fn new(id: NodeId, generation: Generation, zone: Zone) -> Self {
+        Self { id, generation, zone, weight: Self::WEIGHT, standing: Standing::Active, stands_for: None }
+    }
 }
 
 /// Who owns what in the whole cluster.
@@ -83,12 +123,13 @@ pub enum PlacementError {
 
 impl From<&Member> for PlacementMember {
     fn from(member: &Member) -> Self {
-        Self { id: member.id.clone(), generation: member.generation, zone: member.zone.clone() }
+        Self::new(member.id.clone(), member.generation, member.zone.clone())
     }
 }
 
 impl Placement {
-    /// The first placement of a cluster. The same for any order of `members`.
+    /// The placement that a member list asks for: the first one of a cluster, and what its shards move towards
+    /// whenever the list changes. The same for any order of `members`; those that are draining get nothing.
     pub fn form(
         cluster: ClusterId,
         members: &[PlacementMember],
@@ -103,10 +144,11 @@ impl Placement {
         if shards == 0 || replication_factor == 0 {
             return Err(PlacementError::Empty);
         }
-        if members.len() < usize::from(replication_factor) {
-            return Err(PlacementError::TooFewNodes { nodes: members.len(), replication_factor });
+        let active: Vec<&PlacementMember> = members.iter().filter(|member| member.holds_shards()).collect();
+        if active.len() < usize::from(replication_factor) {
+            return Err(PlacementError::TooFewNodes { nodes: active.len(), replication_factor });
         }
-        let mut zones = zone_rings(&members);
+        let mut zones = zone_rings(&active);
         let counts: Vec<Vec<usize>> =
             (0..shards).map(|_| share_slots(&mut zones, replication_factor)).collect();
         let shards = (0..shards).zip(&counts).map(|(shard, counts)| {
@@ -120,6 +162,13 @@ impl Placement {
     /// The record of one shard.
     pub fn record(&self, shard: ShardId) -> Option<&ShardRecord> {
         self.shards.get(usize::from(shard.0))
+    }
+
+    /// A number that differs, as a rule, from that of a placement that knows something else.
+    pub fn fingerprint(&self) -> u64 {
+        let epochs = self.shards.iter().flat_map(|record| record.epoch.0.to_le_bytes());
+        let bytes: Vec<u8> = self.version.to_le_bytes().into_iter().chain(epochs).collect();
+        xxh3_64_with_seed(&bytes, RING_SEED)
     }
 
     /// How many shards there are.
@@ -173,6 +222,7 @@ impl Placement {
 /// One zone while a placement is being formed.
 struct ZoneRing {
     nodes: Vec<NodeId>,
+    weights: Vec<usize>,
     ring: Ring<RingNode, FixedMixer>,
     /// Slots that the zone has to fill over all shards.
     slots: usize,
@@ -180,16 +230,25 @@ struct ZoneRing {
     load: Vec<usize>,
 }
 
-fn zone_rings(members: &[PlacementMember]) -> Vec<ZoneRing> {
-    let mut zones: BTreeMap<&Zone, Vec<NodeId>> = BTreeMap::new();
+fn zone_rings(members: &[&PlacementMember]) -> Vec<ZoneRing> {
+    let mut zones: BTreeMap<&Zone, Vec<&PlacementMember>> = BTreeMap::new();
     for member in members {
-        zones.entry(&member.zone).or_default().push(member.id.clone());
+        zones.entry(&member.zone).or_default().push(member);
     }
-    let rings = zones.into_values().map(|nodes| {
-        let points = nodes.iter().enumerate().map(|(index, id)| RingNode::new(id, index));
-        let ring = RingBuilder::new(FixedMixer::default()).vnodes(VNODES).nodes_iter(points).build();
-        let load = vec![0; nodes.len()];
-        ZoneRing { nodes, ring, slots: 0, load }
+    let rings = zones.into_values().map(|members| {
+        let mut builder = RingBuilder::new(FixedMixer::default()).vnodes(VNODES);
+        for (index, member) in members.iter().enumerate() {
+            let point = RingNode::new(member.stands_for.as_ref().unwrap_or(&member.id), index);
+            let vnodes = VNODES * member.weight as usize / PlacementMember::WEIGHT as usize;
+            builder = builder.weighted_node(point, vnodes.max(1));
+        }
+        ZoneRing {
+            nodes: members.iter().map(|member| member.id.clone()).collect(),
+            weights: members.iter().map(|member| member.weight as usize).collect(),
+            ring: builder.build(),
+            slots: 0,
+            load: vec![0; members.len()],
+        }
     });
     rings.collect()
 }
@@ -217,15 +276,16 @@ impl ZoneRing {
     /// Chooses `count` nodes for `shard`: in the ring's order those below the fair share, then those
     /// that reach it at most when it is rounded up, then the least loaded.
     fn take(&mut self, shard: u16, count: usize) -> Vec<NodeId> {
-        let (share, share_up) = (self.slots / self.nodes.len(), self.slots.div_ceil(self.nodes.len()));
+        let weight: usize = self.weights.iter().sum();
+        let shares: Vec<usize> = self.weights.iter().map(|own| self.slots * own).collect();
         let candidates: Vec<usize> =
             self.ring.replicas(u64::from(shard)).map(|point| point.index).take(self.nodes.len()).collect();
         let mut chosen: Vec<usize> = Vec::with_capacity(count);
         while chosen.len() < count {
             let free = || candidates.iter().copied().filter(|index| !chosen.contains(index));
-            let below = |limit: usize| free().find(|index| self.load[*index] < limit);
-            let index = below(share)
-                .or_else(|| below(share_up))
+            let index = free()
+                .find(|index| self.load[*index] < shares[*index] / weight)
+                .or_else(|| free().find(|index| self.load[*index] < shares[*index].div_ceil(weight)))
                 .or_else(|| free().min_by_key(|index| self.load[*index]))
                 .expect("a zone is asked for at most as many nodes as it has");
             self.load[index] += 1;
@@ -293,11 +353,8 @@ mod tests {
     const CLUSTER: ClusterId = ClusterId(Uuid::nil());
 
     fn node(name: &str, zone: &str) -> PlacementMember {
-        PlacementMember {
-            id: NodeId::new(name).expect("valid"),
-            generation: Generation(Uuid::nil()),
-            zone: Zone::new(zone).expect("valid"),
-        }
+        let (id, zone) = (NodeId::new(name).expect("valid"), Zone::new(zone).expect("valid"));
+        PlacementMember::new(id, Generation(Uuid::nil()), zone)
     }
 
     /// `nodes` nodes, dealt to `zones` zones in turn.
@@ -347,6 +404,31 @@ mod tests {
         assert_eq!(placement.slots_of(&lopsided[0].id), 64, "the only node of its zone");
         for member in &lopsided[1..] {
             assert!((30..=34).contains(&placement.slots_of(&member.id)), "about half");
+        }
+    }
+
+    #[test]
+    fn weights_and_standing_are_respected() {
+        let mut members = nodes(9, 3);
+        members[0].weight = 200;
+        members[1].standing = Standing::Draining;
+        let placement = form(&members, 120, 3);
+        let held: Vec<usize> = members.iter().map(|member| placement.slots_of(&member.id)).collect();
+        assert_eq!(held, [60, 0, 40, 30, 60, 40, 30, 60, 40]);
+    }
+
+    #[test]
+    fn a_node_that_stands_for_another_gets_just_what_that_had() {
+        let mut members = nodes(9, 3);
+        let before = form(&members, 120, 3);
+        let mut new = node("fresh", "zone-1");
+        new.stands_for = Some(members[4].id.clone());
+        members[4].standing = Standing::Draining;
+        members.push(new.clone());
+        let after = form(&members, 120, 3);
+        for (old, new_record) in before.shards.iter().zip(&after.shards) {
+            let renamed = old.slots.iter().map(|id| if *id == members[4].id { &new.id } else { id });
+            assert!(renamed.eq(&new_record.slots));
         }
     }
 

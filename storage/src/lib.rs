@@ -18,6 +18,7 @@
 //! * `keys.rs`: keys and rows in RocksDB; `rocks.rs`: RocksDB itself, whose types end there.
 //! * `index.rs`: the series in memory, matchers to series; `past.rs`, `day_rows.rs`: those that left it.
 //! * `notes.rs`: exemplars and metadata.
+//! * [`GroupLog`] (`group_log.rs`): a database of its own for small replicated logs; nothing of the above is in it.
 //! * `read.rs`: series to merged samples; `labels.rs`: what series and labels there are.
 //! * `steps.rs`: where tests let operations die.
 //! * `durability.rs`: what an acknowledgement means; `disk.rs`: room on the disk; `wire.rs`: varints; `metrics.rs`,
@@ -49,6 +50,7 @@ mod engine;
 mod error;
 mod exported;
 mod flush;
+mod group_log;
 mod head;
 mod histograms;
 mod import;
@@ -87,6 +89,7 @@ pub use durability::{Durability, DurabilityOptions};
 pub use engine::{AppendOutcome, Engine};
 pub use error::StorageError;
 pub use exported::{EXPORT_BYTES_MAX, EXPORT_CHUNK_BYTES_MAX, ExportedNotes};
+pub use group_log::{Change, Durable, GroupLog};
 pub use import::{Imported, Importer};
 pub use labels::Listed;
 pub use offline::{LogRecord, Offline, OfflineStats, SegmentInfo, SeriesInfo};

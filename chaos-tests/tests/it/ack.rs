@@ -21,7 +21,9 @@ fn start_writers(cluster: &Cluster, first_number: u32) -> Vec<Writer> {
     let targets: Vec<_> = (0..cluster.size()).map(|index| cluster.endpoint(index, TENANT)).collect();
     let numbers = first_number..first_number + WRITERS;
     numbers
-        .map(|number| Writer::start(WriterOptions { number, lanes: 10, targets: targets.clone() }))
+        .map(|number| {
+            Writer::start(WriterOptions { number, lanes: 10, targets: targets.clone(), retries: 0 })
+        })
         .collect()
 }
 

@@ -19,6 +19,7 @@
 //! * `offline`: a data directory from outside, by `saturnctl storage`.
 //! * `shuffle`: tenants on few shards, whose number changes while their samples are kept.
 //! * `start`: a node that replays its log says so.
+//! * `moves`: nodes join, drain, die and are replaced under load; shards move, and nothing acked is lost or missed.
 //! * `demo`: `saturn demo` comes up, answers, and leaves nothing behind.
 
 mod ack;
@@ -33,6 +34,7 @@ mod guests;
 mod harness;
 mod histograms;
 mod hostile;
+mod moves;
 mod offline;
 mod operator;
 mod queries;

@@ -71,6 +71,7 @@ pub(super) const GOSSIP_LISTEN: &str = "gossip.listen";
 pub(super) const CLUSTER_JOIN: &str = "cluster.join";
 pub(super) const CLUSTER_REPLICATION_FACTOR: &str = "cluster.replication-factor";
 pub(super) const CLUSTER_SHARDS: &str = "cluster.shards";
+pub(super) const CLUSTER_WEIGHT: &str = "cluster.weight";
 pub(super) const CLUSTER_SECRET_FILE: &str = "cluster.secret-file";
 pub(super) const RETENTION_TIME: &str = "storage.tsdb.retention.time";
 pub(super) const RETENTION_CLASSES: &str = "storage.retention.classes";
@@ -183,6 +184,15 @@ pub(super) const SETTINGS: &[Setting] = &[
         max: 4096,
         default: "64",
         help: "Parts that the data is divided into, fixed when the cluster is founded.",
+    },
+    Setting {
+        flag: CLUSTER_WEIGHT,
+        kind: Kind::Integer,
+        unit: "",
+        min: 0,
+        max: 10_000,
+        default: "100",
+        help: "How much of its zone this node holds, compared with the other nodes there. 0: it holds no samples.",
     },
     Setting {
         flag: CLUSTER_SECRET_FILE,

@@ -36,6 +36,16 @@ impl ApiError {
         Self { status: StatusCode::NOT_FOUND, error_type: "not_found", text: text.into() }
     }
 
+    /// It would do harm, and was not forced: 409.
+    pub(crate) fn conflict(text: impl Into<String>) -> Self {
+        Self { status: StatusCode::CONFLICT, error_type: "conflict", text: text.into() }
+    }
+
+    /// Whoever asks has not shown that they may: 401.
+    pub(crate) fn unauthorized(text: impl Into<String>) -> Self {
+        Self { status: StatusCode::UNAUTHORIZED, error_type: "unauthorized", text: text.into() }
+    }
+
     /// Not now: 503.
     pub(crate) fn unavailable(text: impl Into<String>) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, error_type: "unavailable", text: text.into() }

@@ -2,7 +2,7 @@
 //!
 //! Whoever takes a shard from here must know that writes of older epochs are over: the shard is given out only while
 //! this node's stored record has exactly the epoch that was asked for and names this node in a slot. That is checked
-//! before the snapshot is taken, and again before each frame.
+//! before the snapshot is taken, which then waits for the appends under way, and again before each frame.
 
 use std::sync::Arc;
 
@@ -148,6 +148,8 @@ fn give_out(
     use peer::shard_frame::Part;
     let StreamRequest { shard, epoch, cursor, chunk_bytes } = *request;
     replica.check_source(shard, epoch)?;
+    // Else a write that was let in under an older record could be acknowledged and yet not be in the snapshot.
+    replica.settle();
     let snapshot = replica.engine.snapshot(shard);
     let start_ms = snapshot.windows().into_iter().map(|window| window.0).collect();
     send(Part::Windows(peer::ShardWindows { start_ms }))?;

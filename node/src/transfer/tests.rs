@@ -34,10 +34,8 @@ fn node_id(name: &str) -> NodeId {
 
 /// Three members, of which `a` and `b` are here.
 fn placement() -> Placement {
-    let member = |name: &str| PlacementMember {
-        id: node_id(name),
-        generation: Generation(Uuid::nil()),
-        zone: Zone::new(name).expect("valid"),
+    let member = |name: &str| {
+        PlacementMember::new(node_id(name), Generation(Uuid::nil()), Zone::new(name).expect("valid"))
     };
     let members = ["a", "b", "c"].map(member);
     Placement::form(ClusterId(Uuid::nil()), &members, 4, 3).expect("enough nodes")
@@ -46,7 +44,7 @@ fn placement() -> Placement {
 fn replica(name: &str, dir: &Path) -> Replica {
     let engine = Engine::open(EngineOptions::new(dir.join(name)), &mut Registry::default()).expect("opened");
     let placement = Arc::new(PlacementHandle::new(placement(), |_| Ok(())));
-    Replica { id: node_id(name), engine, placement }
+    Replica::new(node_id(name), engine, placement)
 }
 
 /// Serves the replica on loopback.
@@ -55,6 +53,7 @@ async fn serve(replica: Replica) -> SocketAddr {
         placement: Arc::new(OnceLock::from(Arc::clone(&replica.placement))),
         replica: Arc::new(OnceLock::from(replica)),
         streams: source::Streams::default(),
+        groups: Arc::default(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("bound");
@@ -120,7 +119,7 @@ fn transfers(replica: &Replica, source: SocketAddr, bytes_per_second: Option<u64
         replica: replica.clone(),
         cluster: replica.placement.load().cluster,
         view: watch::channel(view).1,
-        connections: Connections::new(Token::derive(&[b"a secret of sixteen bytes"])),
+        connections: Arc::new(Connections::new(Token::derive(&[b"a secret of sixteen bytes"]))),
     };
     let rate = bytes_per_second.and_then(NonZeroU64::new);
     Transfers::new(Arc::new(peers), rate, &mut Registry::default())

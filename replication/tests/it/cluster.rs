@@ -55,10 +55,8 @@ pub(crate) fn tenant() -> TenantId {
 }
 
 pub(crate) fn placement_of(nodes: &[&str], rf: u8) -> Placement {
-    let member = |name: &&str| PlacementMember {
-        id: id(name),
-        generation: Generation(Uuid::nil()),
-        zone: Zone::new(name).expect("valid"),
+    let member = |name: &&str| {
+        PlacementMember::new(id(name), Generation(Uuid::nil()), Zone::new(name).expect("valid"))
     };
     let members: Vec<_> = nodes.iter().map(member).collect();
     Placement::form(ClusterId(Uuid::nil()), &members, SHARDS, rf).expect("enough nodes")

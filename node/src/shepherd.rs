@@ -1,0 +1,306 @@
+//! Sees to it that the Raft groups of this node have leaders and the right voters, and that this node acts on what
+//! they decide.
+//!
+//! Raft's own timers are off. Gossip says who is there: the voters of a group whose leader does not answer any more
+//! ask for votes in turn, the one first whose turn it is by the group's number. Being wrong about that costs an
+//! election, never a decision.
+//!
+//! A shard's voters follow its record: the nodes of its slots vote, the new node of a moving slot follows. The member
+//! list's voters follow the member list.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
+use saturn_model::ShardId;
+use saturn_proto::peer::PullPlacementRequest;
+use saturn_replication::{Adoption, MemberList, PlacementHandle};
+use saturn_ring::{
+    Epoch, Liveness, MemberChange, NodeId, Placement, PlacementMember, ShardCommand, ShardRecord,
+};
+use tokio::sync::mpsc;
+
+use crate::authority::Authority;
+use crate::raft::{Command, GroupId, Standing, Voter};
+use crate::wire;
+use crate::{clock, cluster, gossip};
+
+/// Time between two looks at all groups.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a group may be without a leader before its first voter asks for votes; the next one waits a turn longer.
+const TURN: Duration = Duration::from_millis(2500);
+/// Time between two comparisons of the placement with some other node.
+const COMPARE_EVERY: Duration = Duration::from_secs(3);
+/// How long another node may take to hand over its placement.
+const PULL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A group without a leader.
+#[derive(Clone, Copy)]
+struct Leaderless {
+    since: Instant,
+    asked: Option<Instant>,
+}
+
+/// See the module's description.
+pub(crate) struct Shepherd {
+    authority: Authority,
+    leaderless: HashMap<GroupId, Leaderless>,
+    /// Groups whose founding or voters are being worked on.
+    busy: Arc<Mutex<HashSet<GroupId>>>,
+}
+
+impl Shepherd {
+    pub(crate) fn new(authority: Authority) -> Self {
+        Self { authority, leaderless: HashMap::new(), busy: Arc::default() }
+    }
+
+    /// Watches over the groups for ever.
+    pub(crate) async fn run(mut self) {
+        let mut view = self.authority.groups.control().view();
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                changed = view.changed() => if changed.is_err() { return },
+            }
+            self.found_groups();
+            for id in self.authority.groups.ids() {
+                if let Some(standing) = self.authority.groups.standing(id) {
+                    self.look_at(id, &standing).await;
+                }
+            }
+        }
+    }
+
+    /// Whether a voter answers: gossip neither suspects it nor knows it with another disk.
+    fn answers(&self, voter: Voter) -> bool {
+        voter == self.authority.voter
+            || self.authority.groups.control().find(voter).is_some_and(|s| s.liveness == Liveness::Alive)
+    }
+
+    /// Founds the groups of a new cluster, each on the first of its voters that is there.
+    fn found_groups(&self) {
+        let placement = self.authority.placement.load();
+        let mut unfounded = Vec::new();
+        if placement.version == 1 {
+            let council = Placement::council(&placement.members);
+            unfounded.extend(self.unfounded(GroupId::CLUSTER, &council, &placement));
+        }
+        for (shard, record) in (0..).map(ShardId).zip(&placement.shards) {
+            if record.epoch == Epoch::FIRST {
+                unfounded.extend(self.unfounded(shard.into(), &record.slots, &placement));
+            }
+        }
+        if unfounded.is_empty() {
+            return;
+        }
+        let mut busy = self.busy.lock();
+        unfounded.retain(|(id, _)| busy.insert(*id));
+        drop(busy);
+        let (groups, busy) = (Arc::clone(&self.authority.groups), Arc::clone(&self.busy));
+        tokio::spawn(async move {
+            let ids: Vec<GroupId> = unfounded.iter().map(|(id, _)| *id).collect();
+            groups.found(unfounded).await;
+            ids.iter().for_each(|id| _ = busy.lock().remove(id));
+        });
+    }
+
+    /// The group with its voters, if it is this node's turn to found it.
+    fn unfounded(
+        &self,
+        id: GroupId,
+        nodes: &[NodeId],
+        placement: &Placement,
+    ) -> Option<(GroupId, BTreeSet<Voter>)> {
+        if !nodes.contains(&self.authority.me)
+            || self.authority.groups.standing(id).is_some_and(|s| s.is_founded)
+        {
+            return None;
+        }
+        let voters = voters_of(nodes, &placement.members)?;
+        let turn = usize::try_from(id.0).unwrap_or_default() % voters.len();
+        let mut in_turn = voters.iter().cycle().skip(turn).take(voters.len());
+        (in_turn.find(|voter| self.answers(**voter)) == Some(&self.authority.voter)).then_some((id, voters))
+    }
+
+    async fn look_at(&mut self, id: GroupId, standing: &Standing) {
+        if standing.leads {
+            self.leaderless.remove(&id);
+            return self.lead(id, standing);
+        }
+        let led = standing
+            .leader
+            .as_ref()
+            .is_some_and(|leader| standing.voters.contains(leader) && self.answers(*leader));
+        if led || !standing.voters.contains(&self.authority.voter) {
+            self.leaderless.remove(&id);
+            return;
+        }
+        let now = Instant::now();
+        let alive: Vec<Voter> =
+            standing.voters.iter().copied().filter(|voter| self.answers(*voter)).collect();
+        let turn = usize::try_from(id.0).unwrap_or_default() % alive.len().max(1);
+        let place = alive.iter().position(|voter| *voter == self.authority.voter).unwrap_or_default();
+        let place = u32::try_from((place + alive.len() - turn) % alive.len().max(1)).unwrap_or_default();
+        let entry = self.leaderless.entry(id).or_insert(Leaderless { since: now, asked: None });
+        let is_due = now.duration_since(entry.since) >= TURN * place;
+        let rested = entry.asked.is_none_or(|at| now.duration_since(at) >= TURN * 3);
+        if is_due && rested {
+            entry.asked = Some(now);
+            self.authority.groups.elect(id).await;
+        }
+    }
+
+    /// What the leader of a group does: it says who founded it, and follows the record with the voters.
+    fn lead(&self, id: GroupId, standing: &Standing) {
+        let Some(work) = self.work(id, standing) else { return };
+        if !self.busy.lock().insert(id) {
+            return;
+        }
+        let (groups, busy) = (Arc::clone(&self.authority.groups), Arc::clone(&self.busy));
+        tokio::spawn(async move {
+            let done = match work {
+                Work::Found(command) => groups.propose(id, command).await,
+                Work::Voters(voters, learner) => groups.set_voters(id, voters, learner).await,
+            };
+            if let Err(error) = done {
+                tracing::info!(group = %id, %error, "a group's leader will try again");
+            }
+            busy.lock().remove(&id);
+        });
+    }
+
+    fn work(&self, id: GroupId, standing: &Standing) -> Option<Work> {
+        let placement = self.authority.placement.load();
+        let (nodes, learner) = match id.shard() {
+            None => {
+                let meta = self.authority.groups.cluster_meta()?;
+                if meta.version == 0 {
+                    let (replication_factor, members) =
+                        (placement.replication_factor, placement.members.clone());
+                    let change = MemberChange::Found { replication_factor, members };
+                    let command = saturn_ring::ClusterCommand { at_ms: clock::unix_ms(), change };
+                    return Some(Work::Found(Command::Cluster(command)));
+                }
+                (Placement::council(&meta.members), None)
+            }
+            Some(shard) => {
+                let Some(record) = self.authority.groups.shard_meta(shard)?.record else {
+                    let record = placement.record(shard)?.clone();
+                    return Some(Work::Found(Command::Shard(ShardCommand::Found(record))));
+                };
+                (record.slots, record.moving.map(|moving| moving.to))
+            }
+        };
+        let voters = voters_of(&nodes, &placement.members)?;
+        let learner = learner.and_then(|id| placement.members.iter().find(|m| m.id == id)).map(Voter::from);
+        let learners: BTreeSet<Voter> = learner.iter().copied().collect();
+        if standing.voters == voters && standing.learners == learners && !standing.is_joint {
+            return None;
+        }
+        // A voter that is not there could not confirm what it is made to vote on.
+        let coming = voters.iter().chain(&learner).filter(|voter| !standing.voters.contains(voter));
+        coming.copied().all(|voter| self.answers(voter)).then_some(Work::Voters(voters, learner))
+    }
+}
+
+/// What the leader of a group has to do.
+enum Work {
+    Found(Command),
+    Voters(BTreeSet<Voter>, Option<Voter>),
+}
+
+/// The nodes as voters; `None` while one of them is not in the member list.
+fn voters_of(nodes: &[NodeId], members: &[PlacementMember]) -> Option<BTreeSet<Voter>> {
+    let voter = |id: &NodeId| members.iter().find(|member| member.id == *id).map(Voter::from);
+    nodes.iter().map(voter).collect()
+}
+
+/// Makes this node act on what its groups decide, and on what others know; ends when it is no member any more.
+pub(crate) async fn follow(
+    authority: Authority,
+    gossip: mpsc::Sender<gossip::Command>,
+) -> anyhow::Result<()> {
+    let mut compare = tokio::time::interval(COMPARE_EVERY);
+    compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut turn = 0;
+    loop {
+        let adoption = tokio::select! {
+            changed = authority.groups.changes().take() => {
+                let records = changed.iter().filter_map(|id| {
+                    let shard = id.shard()?;
+                    Some((shard, authority.groups.shard_meta(shard)?.record?))
+                });
+                let records: Vec<(ShardId, ShardRecord)> = records.collect();
+                let meta = authority.groups.cluster_meta();
+                let members = meta.map(|meta| MemberList { version: meta.version, members: meta.members });
+                let placement = Arc::clone(&authority.placement);
+                let adopt =
+                    tokio::task::spawn_blocking(move || placement.adopt_all(&records, members.as_ref()));
+                adopt.await.context("adopting what was decided")?.context("cannot adopt what was decided")?
+            }
+            _ = compare.tick() => {
+                turn += 1;
+                compare_with_someone(&authority, turn).await
+            }
+        };
+        if adoption == Adoption::Adopted {
+            let placement = authority.placement.load();
+            check_membership(&placement, &authority.me, authority.voter)?;
+            let announce = gossip::Command::SetPlacement(placement.cluster, placement.version);
+            gossip.send(announce).await.context("the gossip task has ended")?;
+        }
+    }
+}
+
+/// A node that the cluster has forgotten must not go on.
+fn check_membership(placement: &Placement, me: &NodeId, voter: Voter) -> anyhow::Result<()> {
+    match placement.members.iter().find(|member| member.id == *me) {
+        Some(member) if Voter::from(member) == voter => Ok(()),
+        Some(_) => bail!("another node has joined the cluster under the name of {me}"),
+        None => bail!(cluster::forgotten(me)),
+    }
+}
+
+/// Asks one of the other nodes for what this one does not know.
+async fn compare_with_someone(authority: &Authority, turn: usize) -> Adoption {
+    let placement = authority.placement.load();
+    let control = authority.groups.control();
+    let others: Vec<NodeId> = {
+        let view = control.view();
+        let view = view.borrow();
+        let others = placement.members.iter().map(|member| &member.id);
+        others.filter(|id| **id != authority.me && view.is_alive(id)).cloned().collect()
+    };
+    let Some(node) = others.get(turn % others.len().max(1)) else { return Adoption::Known };
+    match pull_from(authority, node, &placement).await {
+        Ok(adoption) => adoption,
+        Err(error) => {
+            tracing::debug!(%node, error = format!("{error:#}"), "the placement was not compared");
+            Adoption::Known
+        }
+    }
+}
+
+async fn pull_from(authority: &Authority, node: &NodeId, mine: &Placement) -> anyhow::Result<Adoption> {
+    let mut client = authority.groups.control().client(node).map_err(anyhow::Error::msg)?;
+    let request = PullPlacementRequest {
+        cluster: bytes::Bytes::copy_from_slice(mine.cluster.0.as_bytes()),
+        fingerprint: mine.fingerprint(),
+    };
+    let reply = tokio::time::timeout(PULL_TIMEOUT, client.pull_placement(request)).await??.into_inner();
+    if reply.placement.is_empty() {
+        return Ok(Adoption::Known);
+    }
+    let theirs = wire::placement_from_bytes(&reply.placement)?;
+    adopt(&authority.placement, theirs).await
+}
+
+/// Takes over what is newer in another node's placement.
+pub(crate) async fn adopt(placement: &Arc<PlacementHandle>, theirs: Placement) -> anyhow::Result<Adoption> {
+    let handle = Arc::clone(placement);
+    Ok(tokio::task::spawn_blocking(move || handle.adopt_placement(&theirs)).await??)
+}
