@@ -88,6 +88,11 @@ bench-promql: test-deps ## samples per second of PromQL evaluation, beside Prome
 	cargo build --locked --release --package saturn-benches --bin promql
 	$(CARGO_TARGET_DIR)/release/promql $(BENCH_FLAGS)
 
+.PHONY: bench-ring
+bench-ring: build ## idle cost of many shards, and how long a dead node's shards have no leader
+	cargo build --locked --release --package saturn-benches --bin ring
+	SATURN_BIN_DIR=$(CURDIR)/bin $(CARGO_TARGET_DIR)/release/ring $(BENCH_FLAGS)
+
 .PHONY: soak
 soak: build ## an hour at half of the peak, every answer compared with a model
 	cargo build --locked --release --package saturn-benches --bin soak

@@ -31,3 +31,4 @@ pub use run::{check_count, measure};
 pub use scan::{ScanFigures, measure_scan};
 pub use sending::{Sent, send_all};
 pub use subject::Subject;
+pub use usage::process_cpu_seconds;

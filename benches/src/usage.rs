@@ -13,7 +13,7 @@ const STAT_BLOCK_BYTES: u64 = 512;
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// User and system CPU time of a process, in seconds. `self` is this one.
-pub(crate) fn process_cpu_seconds(pid: &str) -> Result<f64> {
+pub fn process_cpu_seconds(pid: &str) -> Result<f64> {
     cpu_seconds(pid, 14)
 }
 

@@ -108,10 +108,12 @@ async fn main() -> ExitCode {
     }
 }
 
-/// As nodes read it: without white space at its ends.
+/// As nodes read it: the first line, without white space at its ends. A second one is there during a rotation.
 fn read_secret(file: &Path) -> anyhow::Result<Vec<u8>> {
     let content = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(content.trim_ascii().to_vec())
+    let mut lines = content.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let secret = lines.find(|line| !line.is_empty());
+    secret.map(<[u8]>::to_vec).with_context(|| format!("{} holds no secret", file.display()))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {

@@ -399,11 +399,11 @@ impl Node {
             let _manifest = Task::spawn(manifest::run(authority.clone(), mover.transfers()));
             let _mover = Task::spawn(mover.run());
             let _rebalancer = Task::spawn(rebalance::run(authority.clone(), self.started));
-            let (me, view) = (self.me.clone(), self.view.clone());
-            cluster::watch_for_strangers(Arc::clone(&placement), me, self.started, view).await?;
             std::future::pending::<anyhow::Result<()>>().await
         };
-        tokio::try_join!(following, serving).map(|((), ())| ())
+        let (me, view) = (self.me.clone(), self.view.clone());
+        let watching = cluster::watch_for_strangers(Arc::clone(&placement), me, self.started, view);
+        tokio::try_join!(following, serving, watching).map(|((), (), ())| ())
     }
 
     /// Brings up what this node takes part in deciding.

@@ -227,7 +227,9 @@ pub(crate) async fn follow(
     let mut compare = tokio::time::interval(COMPARE_EVERY);
     compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut turn = 0;
+    let mut was_member = false;
     loop {
+        was_member |= check_membership(&authority.placement.load(), &authority.me, authority.voter).is_ok();
         let adoption = tokio::select! {
             changed = authority.groups.changes().take() => {
                 let records = changed.iter().filter_map(|id| {
@@ -249,7 +251,10 @@ pub(crate) async fn follow(
         };
         if adoption == Adoption::Adopted {
             let placement = authority.placement.load();
-            check_membership(&placement, &authority.me, authority.voter)?;
+            // Whoever is about to join is in no list yet.
+            if was_member {
+                check_membership(&placement, &authority.me, authority.voter)?;
+            }
             let announce = gossip::Command::SetPlacement(placement.cluster, placement.version);
             gossip.send(announce).await.context("the gossip task has ended")?;
         }

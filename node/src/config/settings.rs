@@ -188,7 +188,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         flag: CLUSTER_WEIGHT,
         kind: Kind::Integer,
-        unit: "",
+        unit: "parts",
         min: 0,
         max: 10_000,
         default: "100",
