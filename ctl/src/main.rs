@@ -75,6 +75,8 @@ enum Command {
     /// Look into a data directory that no node has open.
     #[command(subcommand)]
     Storage(storage::StorageCommand),
+    /// Compare the shards of the node at --address with those of the others, and take what is lacking there.
+    Repair,
     /// Check reachability, clocks, replication and disks of all members.
     Doctor,
 }
@@ -128,6 +130,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Promql(promql::PromqlCommand::Diff(args)) => promql::diff(&args, cli.output).await,
         Command::Promql(promql::PromqlCommand::Test(args)) => promql_test::run(&args, cli.output),
         Command::Storage(command) => storage::run(&command, cli.output),
+        Command::Repair => ring::repair(&api, cli.output).await,
         Command::Doctor => doctor::run(&api, cli.output).await,
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use saturn_proto::report::{HistoryEntry, OwnersReport, PlanReport, RingReport, ShardReport};
+use saturn_proto::report::{HistoryEntry, OwnersReport, PlanReport, RepairReport, RingReport, ShardReport};
 
 use crate::Output;
 use crate::api::Api;
@@ -413,6 +413,20 @@ pub(crate) async fn shards(api: &Api, command: &ShardCommand, output: Output) ->
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn repair(api: &Api, output: Output) -> anyhow::Result<ExitCode> {
+    let envelope = api.operate("/api/v1/admin/repair", &[]).await?;
+    let report: RepairReport =
+        serde_json::from_value(envelope.data).context("the node answers something else")?;
+    match output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Table => println!(
+            "{} shards compared, {} of them not with all of their nodes; took samples of {} copies that differed",
+            report.shards, report.failed, report.taken
+        ),
+    }
+    Ok(if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn describe_shards(reports: &[ShardReport]) -> String {

@@ -137,6 +137,7 @@ fn api_routes() -> Router<Arc<App>> {
         .route("/api/v1/status/ring/owners", get(ring::owners))
         .route("/api/v1/status/shards", get(ring::shards))
         .route("/api/v1/admin/ring/{action}", post(ring::change))
+        .route("/api/v1/admin/repair", post(ring::repair))
         .route("/api/v1/status/node", get(status::node))
         .layer(DefaultBodyLimit::max(FORM_BYTES_MAX))
         .layer(axum::middleware::from_fn(zstd::compress))

@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use crate::authority::Authority;
 use crate::clock;
 use crate::raft::GroupId;
-use crate::transfer::{Progress, Transfers, WindowDigests, differing_windows};
+use crate::repair::{latest_windows, reconcile};
+use crate::transfer::{Progress, Transfers, WindowDigests, Windows, differing_windows};
 
 /// Time between two looks at the placement.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -175,12 +176,24 @@ impl Mover {
             }
             sources.insert(source.clone());
         }
+        self.complete(shard, record, &fenced).await;
         ensure!(
             record.covered_by(moving.slot, &sources),
             "too few of the shard's nodes can be reached to fetch all of it"
         );
         let next = record.activate(&fenced, &sources)?;
         self.decide(shard, record, RecordStep::Activate { fenced, sources }, next).await
+    }
+
+    /// The source may lack what a quorum acknowledged without it: what the others have besides is taken as well. The
+    /// move does not depend on it.
+    async fn complete(&self, shard: ShardId, record: &ShardRecord, fenced: &BTreeSet<NodeId>) {
+        let windows = latest_windows(TimestampMs(clock::unix_ms()));
+        for node in fenced {
+            if let Err(error) = reconcile(&self.transfers, (shard, record.epoch), node, &windows).await {
+                tracing::debug!(%shard, error = format!("{error:#}"), "a shard that moves was not compared");
+            }
+        }
     }
 
     /// Has it decided that the slot is this node's, once the others know that it answers reads.
@@ -263,7 +276,7 @@ impl Mover {
     async fn compare(&self, shard: ShardId, record: &ShardRecord) -> anyhow::Result<()> {
         let mut first: Option<WindowDigests> = None;
         for node in &record.slots {
-            let digests = self.transfers.remote_digests((shard, record.epoch), node, &[]).await;
+            let digests = self.transfers.remote_digests((shard, record.epoch), node, &Windows::all()).await;
             let mut digests = digests.with_context(|| format!("cannot compare with {node}"))?;
             digests.retain(|window, _| is_over(*window));
             match &first {

@@ -109,7 +109,7 @@ impl Replica {
         sink: &SelectSink,
     ) -> Result<Result<Vec<SeriesColumns>, ShardRefusal>, PeerError> {
         let (mut found, mut samples) = (Vec::new(), 0);
-        let stream = self.check(shard.0, shard.1).and_then(|()| {
+        let stream = self.check(shard.0, shard.1, Access::Read).and_then(|()| {
             self.engine.select_stream(shard.0, &request.selection, limits(request)).map_err(refusal_of)
         });
         let stream = match stream {

@@ -31,6 +31,7 @@ use crate::moves::Mover;
 use crate::peers::{self, Connections, NodePeers};
 use crate::raft::{Control, Groups, Voter};
 use crate::read_path::QuorumSource;
+use crate::repair::Repairer;
 use crate::replica::Replica;
 use crate::ring_status::RingStatus;
 use crate::rpc_auth::Token;
@@ -38,7 +39,7 @@ use crate::shepherd::{self, Shepherd};
 use crate::transfer::Transfers;
 use crate::transfer::source::Streams;
 use crate::write_path::Gate;
-use crate::{clock, http, manifest, rebalance, secrets};
+use crate::{clock, http, rebalance, secrets};
 
 /// How long requests in flight may take when the node stops.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -396,7 +397,8 @@ impl Node {
                 ready_after_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "ready"
             );
-            let _manifest = Task::spawn(manifest::run(authority.clone(), mover.transfers()));
+            let repairer = Repairer::new(authority.clone(), mover.transfers());
+            let _repairer = Task::spawn(repairer.run());
             let _mover = Task::spawn(mover.run());
             let _rebalancer = Task::spawn(rebalance::run(authority.clone(), self.started));
             std::future::pending::<anyhow::Result<()>>().await

@@ -58,6 +58,22 @@ pub(crate) struct Transfers {
     retries: Counter,
 }
 
+/// Of which samples digests are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Windows {
+    /// First milliseconds of the windows; none: all that have samples.
+    pub(crate) starts: Vec<TimestampMs>,
+    /// Samples from here on do not count.
+    pub(crate) until: TimestampMs,
+}
+
+impl Windows {
+    /// All samples.
+    pub(crate) fn all() -> Self {
+        Self { starts: Vec::new(), until: TimestampMs(i64::MAX) }
+    }
+}
+
 /// How far a pull has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
@@ -194,12 +210,27 @@ impl Transfers {
         (shard, epoch): (ShardId, Epoch),
         source: &NodeId,
         progress: &watch::Sender<Progress>,
+        cancel: watch::Receiver<bool>,
+    ) -> Result<Pulled, TransferError> {
+        self.pull_from((shard, epoch), source, None, progress, cancel).await
+    }
+
+    /// As [`Transfers::pull_shard`], from a place on: what is before it is not taken.
+    ///
+    /// # Errors
+    /// Those of [`Transfers::pull_shard`].
+    pub(crate) async fn pull_from(
+        &self,
+        (shard, epoch): (ShardId, Epoch),
+        source: &NodeId,
+        from: Option<ExportCursor>,
+        progress: &watch::Sender<Progress>,
         mut cancel: watch::Receiver<bool>,
     ) -> Result<Pulled, TransferError> {
         let (work, inbox) = mpsc::channel(FRAMES_WAITING_MAX);
         let engine = self.peers.replica.engine.clone();
         let import = tokio::task::spawn_blocking(move || import(&engine, shard, inbox));
-        let mut pull = Pull::new(self, (shard, epoch), source, progress, work);
+        let mut pull = Pull { cursor: from, ..Pull::new(self, (shard, epoch), source, progress, work) };
         let received = tokio::select! {
             received = pull.receive_all() => received,
             Ok(_) = cancel.wait_for(|cancelled| *cancelled) => Err(Ended::Final(TransferError::Cancelled)),
@@ -224,14 +255,15 @@ impl Transfers {
         &self,
         (shard, epoch): (ShardId, Epoch),
         source: &NodeId,
-        windows: &[TimestampMs],
+        windows: &Windows,
     ) -> Result<WindowDigests, TransferError> {
         let broken = |last: String| TransferError::Broken { attempts: 1, last };
         let mut client = self.peers.transfer_client(source).map_err(|e| broken(e.to_string()))?;
         let request = peer::ShardDigestRequest {
             cluster: self.peers.cluster_bytes(),
             shard: Some(shard_message(shard, epoch)),
-            start_ms: windows.iter().map(|window| window.0).collect(),
+            start_ms: windows.starts.iter().map(|window| window.0).collect(),
+            until_ms: windows.until.0,
         };
         let reply = client.shard_digest(request).await.map_err(|status| match Ended::from(&status) {
             Ended::Final(error) => error,
@@ -256,9 +288,9 @@ impl Transfers {
     pub(crate) async fn local_digests(
         &self,
         shard: ShardId,
-        windows: &[TimestampMs],
+        windows: &Windows,
     ) -> Result<WindowDigests, TransferError> {
-        let (engine, windows) = (self.peers.replica.engine.clone(), windows.to_vec());
+        let (engine, windows) = (self.peers.replica.engine.clone(), windows.clone());
         let digests = tokio::task::spawn_blocking(move || source::digests(&engine, shard, &windows)).await;
         Ok(digests.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
     }

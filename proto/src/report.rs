@@ -166,6 +166,18 @@ pub struct ShardReport {
     pub history: Vec<HistoryEntry>,
 }
 
+/// What a comparison of a node's shards with the other nodes brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RepairReport {
+    /// Shards compared.
+    pub shards: u64,
+    /// Shards that could not be compared with all of their nodes.
+    pub failed: u64,
+    /// Copies on other nodes that differed, and of which samples were taken.
+    pub taken: u64,
+}
+
 /// A slot on its way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

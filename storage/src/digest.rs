@@ -5,7 +5,7 @@
 //! memory and disk, so it depends on neither order, chunking, codec, nor on what was flushed or merged.
 //! The sum finds accidents, not adversaries.
 
-use saturn_model::{Fingerprint, Histogram, SeriesColumns, ShardId};
+use saturn_model::{Fingerprint, Histogram, SeriesColumns, ShardId, TimestampMs};
 
 use crate::engine::Store;
 use crate::error::StorageError;
@@ -18,12 +18,20 @@ use crate::rocks::Blocks;
 pub(crate) const BUCKETS: usize = 256;
 
 /// See `Engine::digest`.
-pub(crate) fn digest(store: &Store, shard: ShardId, window: Window) -> Result<[u64; BUCKETS], StorageError> {
+pub(crate) fn digest(
+    store: &Store,
+    shard: ShardId,
+    window: Window,
+    until: TimestampMs,
+) -> Result<[u64; BUCKETS], StorageError> {
     let mut buckets = [0_u64; BUCKETS];
     let Some(shard) = store.known_shard(shard) else {
         return Ok(buckets);
     };
-    let range = window.start()..=window.end() - 1;
+    let range = window.start()..=window.end().min(until.0) - 1;
+    if range.is_empty() {
+        return Ok(buckets);
+    }
     let present = {
         let head = shard.head.lock();
         let mut all = shard.index.read().known().clone();

@@ -326,11 +326,24 @@ impl Engine {
     /// # Errors
     /// `Invalid` if no window begins there; `Corrupt` if stored data is damaged.
     pub fn digest(&self, shard: ShardId, window_start: TimestampMs) -> Result<[u64; 256], StorageError> {
+        self.digest_until(shard, window_start, TimestampMs(i64::MAX))
+    }
+
+    /// As [`Engine::digest`], of the samples before `until` only: what is being written does not matter then.
+    ///
+    /// # Errors
+    /// Those of [`Engine::digest`].
+    pub fn digest_until(
+        &self,
+        shard: ShardId,
+        window_start: TimestampMs,
+        until: TimestampMs,
+    ) -> Result<[u64; 256], StorageError> {
         let window = Window::of(window_start.0).filter(|window| window.start() == window_start.0);
         let window = window.ok_or_else(|| StorageError::Invalid {
             reason: format!("no 2 h window begins at {window_start} ms"),
         })?;
-        digest::digest(&self.inner.store, shard, window)
+        digest::digest(&self.inner.store, shard, window, until)
     }
 
     /// The shard as it is now, to be given out: see [`ShardSnapshot`]. Samples in memory are copied, under the shard's

@@ -102,6 +102,12 @@ impl ExportCursor {
     /// Length of [`ExportCursor::to_bytes`].
     pub const BYTES: usize = 4 + SeriesKey::BYTES + 8;
 
+    /// The place where a 2 h window begins; `None` if none begins there.
+    pub fn at(window_start: TimestampMs) -> Option<Self> {
+        let window = Window::of(window_start.0).filter(|window| window.start() == window_start.0)?;
+        Some(Self { window, series: SeriesKey([0; SeriesKey::BYTES]), from_ms: i64::MIN })
+    }
+
     /// As bytes that [`ExportCursor::from_bytes`] reads, on any node.
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use saturn_chaos_tests::{
     Cluster, ClusterOptions, Endpoint, Outcome, Tolerance, Writer, WriterOptions, eventually, now_ms,
 };
+use serde_json::Value;
 use tokio::task::JoinHandle;
 
 const TENANT: &str = "moves";
@@ -97,6 +98,32 @@ async fn settled(cluster: &Cluster, ask: usize, owners: &[usize]) -> Result<BTre
     .await
 }
 
+/// Waits until all three nodes of every shard hold the same.
+async fn equal_replicas(cluster: &Cluster, alive: &[usize]) -> Result<()> {
+    eventually("the replicas of all shards are equal", MOVES_LIMIT, async || {
+        let mut digests: BTreeMap<(u64, String), String> = BTreeMap::new();
+        let mut slots: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        for index in alive {
+            let endpoint = cluster.endpoint(*index, TENANT);
+            let shards = endpoint.data("/api/v1/status/shards", &[("digest", "true")]).await?;
+            for shard in shards.as_array().context("shards")? {
+                let number = shard["shard"].as_u64().context("number")?;
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                slots.insert(number, shard["slots"].as_array().context("slots")?.iter().map(text).collect());
+                digests.insert((number, cluster.nodes()[*index].id.clone()), text(&shard["digest"]));
+            }
+        }
+        for (shard, nodes) in slots {
+            let held: Vec<_> = nodes.iter().map(|node| digests.get(&(shard, node.clone()))).collect();
+            if held.iter().any(|digest| digest.is_none() || *digest != held[0]) {
+                bail!("shard {shard}: {nodes:?} hold {held:?}");
+            }
+        }
+        Ok(Some(()))
+    })
+    .await
+}
+
 fn check_balance(owned: &BTreeMap<String, usize>, per_zone: &[&[&str]]) -> Result<()> {
     for zone in per_zone {
         let share = SHARDS as f64 / zone.len() as f64;
@@ -164,5 +191,10 @@ async fn nodes_join_drain_die_and_are_replaced_under_load() -> Result<()> {
     for index in [0, 1, 2, 5, 6, 7] {
         history.check(&cluster.endpoint(index, TENANT)).await?;
     }
+    // What single replicas missed meanwhile, they have after each has asked the others.
+    for index in [0, 1, 2, 5, 6, 7] {
+        saturnctl(&cluster, index, &["repair"])?;
+    }
+    equal_replicas(&cluster, &[0, 1, 2, 5, 6, 7]).await?;
     cluster.finish().await
 }

@@ -9,10 +9,10 @@ use axum::extract::{RawPathParams, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::response::Response;
-use saturn_model::{Fingerprint, Labels, LabelsBuilder, MatchOp, Matcher, ShardId};
+use saturn_model::{Fingerprint, Labels, LabelsBuilder, MatchOp, Matcher, ShardId, TimestampMs};
 use saturn_proto::report::{
-    HistoryEntry, MoveProgress, OwnerReport, OwnersReport, PlanReport, PlannedMoveReport, ShardReport,
-    SlotMoveReport,
+    HistoryEntry, MoveProgress, OwnerReport, OwnersReport, PlanReport, PlannedMoveReport, RepairReport,
+    ShardReport, SlotMoveReport,
 };
 use saturn_ring::{
     ClusterCommand, ClusterMeta, Liveness, MemberChange, MoveStep, NodeId, Placement, PlannedMove,
@@ -29,7 +29,8 @@ use super::tenant::Tenant;
 use crate::authority::Authority;
 use crate::clock;
 use crate::raft::ProposeError;
-use crate::transfer::WindowDigests;
+use crate::repair::Repairer;
+use crate::transfer::{WindowDigests, Windows};
 
 fn authority(app: &App) -> Result<&Authority, ApiError> {
     app.authority.get().ok_or_else(|| ApiError::unavailable("this node does not belong to a cluster yet"))
@@ -63,6 +64,17 @@ pub(crate) async fn change(
     }
     decided(authority, change).await?;
     tracing::info!(action, "the operator changed the member list");
+    Ok(success_of(&report, &Notes::default()))
+}
+
+/// `POST /api/v1/admin/repair`: compares this node's shards with those of the others up to now, and takes what is
+/// lacking here. Once is enough; it happens by itself every minute, of what is older than half a minute.
+pub(crate) async fn repair(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    check_operator(&app, &headers)?;
+    let authority = authority(&app)?;
+    let repairer = Repairer::new(authority.clone(), serving(&app)?.mover.transfers());
+    let repaired = repairer.round(TimestampMs(clock::unix_ms())).await;
+    let report = RepairReport { shards: repaired.shards, failed: repaired.failed, taken: repaired.taken };
     Ok(success_of(&report, &Notes::default()))
 }
 
@@ -258,7 +270,7 @@ pub(crate) async fn shards(State(app): State<Arc<App>>, params: Params) -> Resul
     if params.get("digest") == Some("true") {
         let transfers = serving(&app)?.mover.transfers();
         for report in &mut reports {
-            let digests = transfers.local_digests(ShardId(report.shard), &[]).await;
+            let digests = transfers.local_digests(ShardId(report.shard), &Windows::all()).await;
             let digests = digests.map_err(|e| ApiError::unavailable(e.to_string()))?;
             report.digest = Some(combined(&digests));
         }
@@ -332,7 +344,7 @@ pub(crate) async fn owners(
     Tenant(tenant): Tenant,
     params: Params,
 ) -> Result<Response, ApiError> {
-    serving(&app)?;
+    let subset = serving(&app)?.coordinator.shards_written(&tenant);
     let authority = authority(&app)?;
     let placement = authority.placement.load();
     let selectors = params.selectors()?;
@@ -341,7 +353,7 @@ pub(crate) async fn owners(
     };
     let labels = labels_of(selector)?;
     let fingerprint = Fingerprint::of(&tenant, labels.as_encoded());
-    let shard = fingerprint.shard(placement.shard_count());
+    let shard = subset.shard_of(fingerprint);
     let record = placement.record(shard).ok_or_else(|| ApiError::internal("a series without a shard"))?;
     let view = authority.groups.control().view();
     let view = view.borrow();

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::WindowDigests;
+use super::{WindowDigests, Windows};
 use crate::replica::Replica;
 use crate::wire;
 
@@ -66,8 +66,9 @@ pub(crate) fn stream_request_from(message: &peer::StreamShardRequest) -> Result<
 /// Checks a received request for digests: of which shard, and of which windows.
 pub(crate) fn digest_request_from(
     message: &peer::ShardDigestRequest,
-) -> Result<((ShardId, Epoch), Vec<TimestampMs>), WireError> {
-    let windows = message.start_ms.iter().map(|start| TimestampMs(*start)).collect();
+) -> Result<((ShardId, Epoch), Windows), WireError> {
+    let starts = message.start_ms.iter().map(|start| TimestampMs(*start)).collect();
+    let windows = Windows { starts, until: TimestampMs(message.until_ms) };
     Ok((shard_from(message.shard.as_ref())?, windows))
 }
 
@@ -90,7 +91,7 @@ impl Streams {
         &self,
         replica: Replica,
         shard: (ShardId, Epoch),
-        windows: Vec<TimestampMs>,
+        windows: Windows,
     ) -> Result<peer::ShardDigestReply, Status> {
         let permit = self.permit()?;
         Ok(digest_reply(replica, shard, windows, permit).await)
@@ -187,12 +188,13 @@ fn bounded(bytes: Vec<u8>) -> Result<Vec<u8>, Stopped> {
 pub(super) fn digests(
     engine: &Engine,
     shard: ShardId,
-    windows: &[TimestampMs],
+    windows: &Windows,
 ) -> Result<WindowDigests, StorageError> {
-    let all = if windows.is_empty() { engine.snapshot(shard).windows() } else { windows.to_vec() };
+    let all =
+        if windows.starts.is_empty() { engine.snapshot(shard).windows() } else { windows.starts.clone() };
     let mut digests = WindowDigests::new();
     for window in all {
-        let digest = engine.digest(shard, window)?;
+        let digest = engine.digest_until(shard, window, windows.until)?;
         // A window whose samples were all deleted is as one that has none.
         if digest != [0; 256] {
             let hash = digest.iter().fold(Sha256::new(), |hash, sum| hash.chain_update(sum.to_le_bytes()));
@@ -206,7 +208,7 @@ pub(super) fn digests(
 async fn digest_reply(
     replica: Replica,
     (shard, epoch): (ShardId, Epoch),
-    windows: Vec<TimestampMs>,
+    windows: Windows,
     permit: OwnedSemaphorePermit,
 ) -> peer::ShardDigestReply {
     let compute = move || {

@@ -216,18 +216,31 @@ async fn a_shard_comes_over_whole_though_connections_break() {
     let Progress { samples, windows_done, windows_total, .. } = pulled.progress;
     assert_eq!((samples, windows_done, windows_total), (600 * 48, 6, 6));
     assert_eq!(read(&b.engine), read(&a.engine));
-    let local = transfers.local_digests(SHARD, &[]).await.expect("digests");
-    let remote = transfers.remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &[]).await.expect("digests");
+    let local = transfers.local_digests(SHARD, &Windows::all()).await.expect("digests");
+    let remote = transfers
+        .remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &Windows::all())
+        .await
+        .expect("digests");
     assert_eq!((local.len(), differing_windows(&local, &remote)), (6, vec![]));
 
     // What comes once more changes nothing; what differs is found.
     let again = pull(&transfers).await.expect("pulled");
     assert_eq!((again.new_series, again.progress.samples), (0, samples));
     fill(&a.engine, 7).await;
-    let remote = transfers.remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &[]).await.expect("digests");
+    let remote = transfers
+        .remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &Windows::all())
+        .await
+        .expect("digests");
     assert_eq!(differing_windows(&local, &remote), [TimestampMs(6 * WINDOW_MS)]);
     let one = [TimestampMs(WINDOW_MS)];
-    let remote = transfers.remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &one).await.expect("digests");
+    let remote = transfers
+        .remote_digests(
+            (SHARD, Epoch::FIRST),
+            &node_id("a"),
+            &Windows { starts: one.to_vec(), ..Windows::all() },
+        )
+        .await
+        .expect("digests");
     assert_eq!((remote.len(), remote.get(&one[0])), (1, local.get(&one[0])));
 }
 
@@ -240,7 +253,7 @@ async fn the_source_gives_only_under_exactly_its_own_record() {
     let with = async |epoch: u64| {
         let shard = (SHARD, Epoch(epoch));
         let pulled = transfers.pull_shard(shard, &node_id("a"), &progress, cancel.clone()).await;
-        (pulled, transfers.remote_digests(shard, &node_id("a"), &[]).await)
+        (pulled, transfers.remote_digests(shard, &node_id("a"), &Windows::all()).await)
     };
     let (pulled, digests) = with(2).await;
     assert!(matches!(pulled, Err(TransferError::Behind)), "{pulled:?}");
@@ -254,7 +267,10 @@ async fn the_source_gives_only_under_exactly_its_own_record() {
     assert_eq!(read(&b.engine).len(), 0);
     assert!(with(3).await.0.is_ok());
     // Nobody is asked to wait for a node that nobody knows.
-    let nobody = transfers.remote_digests((SHARD, Epoch(3)), &node_id("c"), &[]).await.expect_err("unknown");
+    let nobody = transfers
+        .remote_digests((SHARD, Epoch(3)), &node_id("c"), &Windows::all())
+        .await
+        .expect_err("unknown");
     assert!(nobody.to_string().contains("c was not heard of yet"), "{nobody}");
 }
 
