@@ -178,6 +178,8 @@ pub(crate) struct Standing {
     pub(crate) learners: BTreeSet<Voter>,
     /// Whether the voters are about to change.
     pub(crate) is_joint: bool,
+    /// If this node leads: who has not confirmed all of its log.
+    pub(crate) lagging: BTreeSet<Voter>,
 }
 
 /// The groups that this node takes part in.
@@ -303,6 +305,15 @@ impl Groups {
             learners: membership.learner_ids().filter(|id| !voters.contains(id)).collect(),
             voters,
             is_joint: membership.get_joint_config().len() > 1,
+            lagging: metrics
+                .replication
+                .iter()
+                .flatten()
+                .filter(|(voter, matched)| {
+                    **voter != self.me && matched.map(|id| id.index) < metrics.last_log_index
+                })
+                .map(|(voter, _)| *voter)
+                .collect(),
         })
     }
 
@@ -344,6 +355,16 @@ impl Groups {
     pub(crate) async fn elect(&self, id: GroupId) {
         if let Some(group) = self.group(id)
             && let Err(error) = group.raft.trigger().elect().await
+        {
+            tracing::error!(group = %id, %error, "a group has ended");
+        }
+    }
+
+    /// Sends the group's other members what they lack. A message that did not get through is repeated by this only:
+    /// openraft leaves that to its heartbeats, which are off.
+    pub(crate) async fn resend(&self, id: GroupId) {
+        if let Some(group) = self.group(id)
+            && let Err(error) = group.raft.trigger().heartbeat().await
         {
             tracing::error!(group = %id, %error, "a group has ended");
         }

@@ -3,9 +3,11 @@
 //! A member that is merely down is no reason to move anything: only the member list is. A move to a node that does
 //! not come back is given up, or finished without it when it has begun to answer reads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use saturn_model::ShardId;
 use saturn_ring::{Liveness, MoveStep, NodeId, Placement, PlannedMove, RecordStep, ShardRecord};
 
@@ -25,6 +27,7 @@ const GONE_AFTER: Duration = Duration::from_secs(30);
 /// Runs for ever; does something only while this node leads the member list.
 /// `started`: when this process did, as gossip counts from there.
 pub(crate) async fn run(authority: Authority, started: Instant) {
+    let busy: Arc<Mutex<HashSet<ShardId>>> = Arc::default();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -39,8 +42,17 @@ pub(crate) async fn run(authority: Authority, started: Instant) {
         if !is_paused {
             steps.extend(begin(&authority, &placement));
         }
-        let decided = steps.into_iter().map(|(shard, record, step)| decide(&authority, shard, record, step));
-        futures::future::join_all(decided).await;
+        for (shard, record, next) in steps {
+            // A shard whose group is slow to decide must not hold up the others.
+            if !busy.lock().insert(shard) {
+                continue;
+            }
+            let (authority, busy) = (authority.clone(), Arc::clone(&busy));
+            tokio::spawn(async move {
+                decide(&authority, shard, record, next).await;
+                busy.lock().remove(&shard);
+            });
+        }
     }
 }
 

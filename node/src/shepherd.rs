@@ -1,7 +1,8 @@
 //! Sees to it that the Raft groups of this node have leaders and the right voters, and that this node acts on what
 //! they decide.
 //!
-//! Raft's own timers are off. Gossip says who is there: the voters of a group whose leader does not answer any more
+//! Raft's own timers are off, and with them its repetitions: a leader is told to send again while somebody who answers
+//! lacks a part of its log. Gossip says who is there: the voters of a group whose leader does not answer any more
 //! ask for votes in turn, the one first whose turn it is by the group's number. Being wrong about that costs an
 //! election, never a decision.
 //!
@@ -129,6 +130,9 @@ impl Shepherd {
     async fn look_at(&mut self, id: GroupId, standing: &Standing) {
         if standing.leads {
             self.leaderless.remove(&id);
+            if standing.lagging.iter().any(|voter| self.answers(*voter)) {
+                self.authority.groups.resend(id).await;
+            }
             return self.lead(id, standing);
         }
         let led = standing

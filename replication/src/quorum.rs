@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn a_moving_slot_counts_when_both_of_its_nodes_have_stored() {
         let begun = record(1, &["a", "b", "c"]).begin(2, &node("d")).expect("begins");
-        let mut tracker = QuorumTracker::new(&[begun.clone()]);
+        let mut tracker = QuorumTracker::new(std::slice::from_ref(&begun));
         tracker.stored(0, &node("c"));
         tracker.stored(0, &node("a"));
         assert_eq!(tracker.standing(), Standing::Pending, "any two of four are not enough");
