@@ -132,6 +132,7 @@ impl Shepherd {
             self.leaderless.remove(&id);
             if standing.lagging.iter().any(|voter| self.answers(*voter)) {
                 self.authority.groups.resend(id).await;
+                self.check_leadership(id);
             }
             return self.lead(id, standing);
         }
@@ -156,6 +157,21 @@ impl Shepherd {
             entry.asked = Some(now);
             self.authority.groups.elect(id).await;
         }
+    }
+
+    /// Asks the voters whether this node still leads them: one that has asked for votes in vain follows nobody of an
+    /// older term any more, and its answer makes this node give way and be elected anew.
+    fn check_leadership(&self, id: GroupId) {
+        if !self.busy.lock().insert(id) {
+            return;
+        }
+        let (groups, busy) = (Arc::clone(&self.authority.groups), Arc::clone(&self.busy));
+        tokio::spawn(async move {
+            if let Err(error) = groups.linearize(id).await {
+                tracing::debug!(group = %id, %error, "this node does not lead a group as it thought");
+            }
+            busy.lock().remove(&id);
+        });
     }
 
     /// What the leader of a group does: it says who founded it, and follows the record with the voters.
