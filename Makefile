@@ -53,6 +53,11 @@ CUTS ?= 200
 power-cuts: test-deps test-binaries ## cut the power of the storage engine 200 times (CUTS=n), as root
 	SATURN_CUTS=$(CUTS) cargo nextest run --locked --workspace --no-capture -E 'test(power_cuts_at_random_moments)'
 
+SEEDS ?= 10000
+.PHONY: simulate
+simulate: own-checkout ## 10,000 simulated clusters with faults and moves of shards (SEEDS=n), or one (SATURN_SEED=n)
+	SATURN_SEEDS=$(SEEDS) cargo test --locked --package saturn-replication --test sim -- --nocapture no_seed
+
 .PHONY: lint
 lint: own-checkout ## format check, clippy without warnings, cargo xtask tidy
 	cargo fmt --all --check

@@ -265,8 +265,12 @@ impl Mover {
         let engine = self.engine.clone();
         if tokio::task::spawn_blocking(move || !engine.snapshot(shard).windows().is_empty()).await? {
             self.compare(shard, record).await?;
-            let engine = self.engine.clone();
-            tokio::task::spawn_blocking(move || engine.drop_shard(shard)).await??;
+            let (engine, placement) = (self.engine.clone(), Arc::clone(&self.authority.placement));
+            let epoch = record.epoch;
+            // The shard may be on its way back already: then what comes is not to be deleted.
+            let drop = move || placement.while_at(shard, epoch, || engine.drop_shard(shard));
+            let dropped = tokio::task::spawn_blocking(drop).await?;
+            dropped.context("the shard's record has changed meanwhile")??;
             tracing::info!(%shard, "deleted what was left of a shard that others hold");
         }
         self.authority.groups.leave(group).await

@@ -126,11 +126,12 @@ impl Replica {
                 Err(error) => return Ok(Err(refusal_of(error))),
             }
         }
-        Ok(Ok(found))
+        Ok(self.check(shard.0, shard.1, Access::Read).map(|()| found))
     }
 
     /// Reads one shard, and gives series after series to `each`, until it does not want more. Blocks. What was
-    /// given does not count if this returns a refusal.
+    /// given does not count if this returns a refusal: as when the record has changed while it was read, since this
+    /// node may have deleted its copy then.
     pub(crate) fn read_shard(
         &self,
         (shard, epoch): (ShardId, Epoch),
@@ -138,7 +139,8 @@ impl Replica {
         each: impl FnMut(&SeriesColumns) -> ControlFlow<()>,
     ) -> Result<(), ShardRefusal> {
         self.check(shard, epoch, Access::Read)?;
-        self.engine.for_each_series(shard, &request.selection, limits(request), each).map_err(refusal_of)
+        self.engine.for_each_series(shard, &request.selection, limits(request), each).map_err(refusal_of)?;
+        self.check(shard, epoch, Access::Read)
     }
 
     /// All shards, with the epochs of their records, if this node is the only one that has any of them.
@@ -158,11 +160,14 @@ impl Replica {
         let replica = self.clone();
         let shards = request.shards.clone();
         let read = tokio::task::spawn_blocking(move || {
+            let read = |shard, epoch| {
+                replica.check(shard, epoch, Access::Read)?;
+                let answer = replica.labels_of_shard(shard, &request).map_err(refusal_of)?;
+                replica.check(shard, epoch, Access::Read).map(|()| answer)
+            };
             let answer = |(shard, epoch): &(ShardId, Epoch)| ShardReply {
                 shard: *shard,
-                result: replica
-                    .check(*shard, *epoch, Access::Read)
-                    .and_then(|()| replica.labels_of_shard(*shard, &request).map_err(refusal_of)),
+                result: read(*shard, *epoch),
             };
             request.shards.iter().map(answer).collect()
         });

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use saturn_model::ShardId;
-use saturn_ring::{Placement, PlacementError, PlacementMember, ShardRecord};
+use saturn_ring::{Epoch, Placement, PlacementError, PlacementMember, ShardRecord};
 
 /// Whatever went wrong when storing a placement.
 pub type PersistError = Box<dyn Error + Send + Sync>;
@@ -117,6 +117,14 @@ impl PlacementHandle {
         self.adopt_all(&records, Some(&members))
     }
 
+    /// Does something that is right only under this epoch of a shard's record, and lets nothing be adopted meanwhile.
+    /// `None`, and nothing is done, if the record has another one. Blocks.
+    pub fn while_at<R>(&self, shard: ShardId, epoch: Epoch, work: impl FnOnce() -> R) -> Option<R> {
+        let _unchanged = self.persist.lock();
+        let is_at = self.load().record(shard).is_some_and(|record| record.epoch == epoch);
+        is_at.then(work)
+    }
+
     fn change(
         &self,
         change: impl FnOnce(&mut Placement) -> Result<Adoption, AdoptError>,
@@ -144,7 +152,7 @@ impl fmt::Debug for PlacementHandle {
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-    use saturn_ring::{ClusterId, Epoch, Generation, PlacementMember, Zone};
+    use saturn_ring::{ClusterId, Generation, PlacementMember, Zone};
     use uuid::Uuid;
 
     use super::*;
@@ -194,6 +202,26 @@ mod tests {
         record.slots.pop();
         assert!(matches!(handle.adopt(ShardId(0), record), Err(AdoptError::Invalid(_))));
         assert_eq!(*handle.load(), placement());
+    }
+
+    #[test]
+    fn what_is_right_under_one_epoch_is_done_under_no_other() {
+        let handle = Arc::new(PlacementHandle::new(placement(), |_| Ok(())));
+        let mut record = handle.load().shards[0].clone();
+        record.epoch = Epoch(2);
+        let waiting = Arc::clone(&handle);
+        let adopting = handle.while_at(ShardId(0), Epoch(1), || {
+            let (handle, record) = (Arc::clone(&handle), record.clone());
+            let adopting = std::thread::spawn(move || handle.adopt(ShardId(0), record));
+            // However long this takes.
+            (0..1000).for_each(|_| std::thread::yield_now());
+            assert_eq!(waiting.load().shards[0].epoch, Epoch(1));
+            adopting
+        });
+        adopting.expect("it is at 1").join().expect("no panic").expect("stored");
+        assert_eq!(handle.while_at(ShardId(0), Epoch(1), || ()), None);
+        assert_eq!(handle.while_at(ShardId(0), Epoch(2), || handle.load().shards[0].epoch), Some(Epoch(2)));
+        assert_eq!(handle.while_at(ShardId(9), Epoch(1), || ()), None);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! * [`Peers`]: how the replicas are reached; the node supplies it. Requests and replies are beside it.
 //! * [`PlacementHandle`]: the placement that this node acts on; epochs only grow, durable before visible.
-//! * [`Coordinator`]: [`Coordinator::write`] and the reads, over the pure parts `quorum` (who has stored
-//!   what), `progress` (whom to ask next), `merge` (many answers to one), `taking` (what is held meanwhile).
+//! * [`Coordinator`]: [`Coordinator::write`] and the reads, over the pure parts [`QuorumTracker`] (who has stored
+//!   what), [`ReadProgress`] (whom to ask next), `merge` (many answers to one), `taking` (what is held meanwhile).
+//!   The first two are public for the simulator in `tests/sim/`, which drives them without a network or a clock.
 //! * `erase`: what all replicas must do, and who did not; `cardinality`: what one replica of each shard counts.
 //!
 //! Invariants: a write is acked when, and only when, a quorum of each of its shards' replicas stored every
@@ -36,4 +37,6 @@ pub use peers::{
     AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, FencedBatch, LabelItems, LabelsAnswer,
     LabelsQuestion, LabelsRequest, PeerError, Peers, SelectRequest, ShardRefusal, ShardReply,
 };
+pub use progress::{Ask, RESTARTS_MAX, ReadProgress};
+pub use quorum::{QuorumTracker, Standing};
 pub use taking::{SelectSink, Taking};

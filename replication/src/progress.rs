@@ -1,6 +1,6 @@
 //! A read under way: which replicas were asked for which shards, and whom to ask next.
 //!
-//! Pure. Every shard wants answers of a quorum of its slots under one epoch. At first exactly a quorum is asked;
+//! Pure: the coordinator's core for reads, driven by `read` and by the simulator (`tests/sim/`) alike. Every shard wants answers of a quorum of its slots under one epoch. At first exactly a quorum is asked;
 //! a failure, a refusal or too long a silence brings in the next slot. Order of preference: this node,
 //! then those that gossip calls alive, then by shard number, so that the load spreads evenly.
 
@@ -13,13 +13,15 @@ use crate::MissingShard;
 
 /// One request to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ask {
-    pub(crate) node: NodeId,
-    pub(crate) shards: Vec<(ShardId, Epoch)>,
+pub struct Ask {
+    /// To whom.
+    pub node: NodeId,
+    /// For which shards, each with the epoch that the answer must be given under.
+    pub shards: Vec<(ShardId, Epoch)>,
 }
 
-/// All shards of a read.
-pub(crate) struct ReadProgress<T> {
+/// All shards of a read; `T` is what a replica answers for one of them.
+pub struct ReadProgress<T> {
     /// The index is the shard's number.
     shards: Vec<ShardRead<T>>,
 }
@@ -41,7 +43,7 @@ struct ShardRead<T> {
 }
 
 /// How often a request follows a shard to a newer record. A whole move has three.
-pub(crate) const RESTARTS_MAX: u8 = 8;
+pub const RESTARTS_MAX: u8 = 8;
 
 /// The nodes of a shard's record in the order in which to ask them.
 pub(crate) fn preference(
@@ -89,7 +91,7 @@ impl<T> ShardRead<T> {
 
 impl<T> ReadProgress<T> {
     /// Nobody has been asked yet.
-    pub(crate) fn new(placement: &Placement, me: &NodeId, is_alive: impl Fn(&NodeId) -> bool) -> Self {
+    pub fn new(placement: &Placement, me: &NodeId, is_alive: impl Fn(&NodeId) -> bool) -> Self {
         let shards = (0_u16..).map(ShardId).zip(&placement.shards);
         let shards =
             shards.map(|(shard, record)| ShardRead::new(record, preference(shard, record, me, &is_alive)));
@@ -97,12 +99,12 @@ impl<T> ReadProgress<T> {
     }
 
     /// What must be sent so that every shard can get its quorum.
-    pub(crate) fn ask_needed(&mut self) -> Vec<Ask> {
+    pub fn ask_needed(&mut self) -> Vec<Ask> {
         self.ask(|read| read.quorum.saturating_sub(read.answered + read.waiting))
     }
 
     /// One more request for every shard that still waits and has someone left to ask.
-    pub(crate) fn ask_spare(&mut self) -> Vec<Ask> {
+    pub fn ask_spare(&mut self) -> Vec<Ask> {
         self.ask(|read| usize::from(!read.is_complete()))
     }
 
@@ -119,7 +121,7 @@ impl<T> ReadProgress<T> {
     }
 
     /// A replica answered for a shard.
-    pub(crate) fn answered(&mut self, shard: ShardId, epoch: Epoch, answer: T) {
+    pub fn answered(&mut self, shard: ShardId, epoch: Epoch, answer: T) {
         if let Some(read) = self.awaited(shard, epoch) {
             read.answers.push(answer);
             read.answered += 1;
@@ -128,18 +130,18 @@ impl<T> ReadProgress<T> {
 
     /// The answers for a shard, if there are several: the caller makes one of them, for
     /// [`ReadProgress::put_back`].
-    pub(crate) fn take_several(&mut self, shard: ShardId) -> Option<Vec<T>> {
+    pub fn take_several(&mut self, shard: ShardId) -> Option<Vec<T>> {
         let read = self.shards.get_mut(usize::from(shard.0)).filter(|read| read.answers.len() > 1)?;
         Some(std::mem::take(&mut read.answers))
     }
 
     /// What became of the answers that [`ReadProgress::take_several`] gave.
-    pub(crate) fn put_back(&mut self, shard: ShardId, answer: T) {
+    pub fn put_back(&mut self, shard: ShardId, answer: T) {
         self.shards[usize::from(shard.0)].answers.push(answer);
     }
 
     /// A replica did not answer for a shard.
-    pub(crate) fn failed(&mut self, shard: ShardId, epoch: Epoch, node: &NodeId, reason: &str) {
+    pub fn failed(&mut self, shard: ShardId, epoch: Epoch, node: &NodeId, reason: &str) {
         if let Some(read) = self.awaited(shard, epoch) {
             read.failures.push(format!("{node}: {reason}"));
         }
@@ -156,7 +158,7 @@ impl<T> ReadProgress<T> {
 
     /// Starts a shard again under a newer record. False, and nothing changes, if that has happened too often or
     /// the record is not newer.
-    pub(crate) fn restart(
+    pub fn restart(
         &mut self,
         shard: ShardId,
         record: &ShardRecord,
@@ -173,12 +175,12 @@ impl<T> ReadProgress<T> {
     }
 
     /// Whether no answer that may still come can make a difference.
-    pub(crate) fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         self.shards.iter().all(|read| read.is_complete() || read.waiting == 0)
     }
 
     /// All answers, and the shards without a quorum of them. `silence` describes those who did not answer.
-    pub(crate) fn finish(self, silence: &str) -> (Vec<T>, Vec<MissingShard>) {
+    pub fn finish(self, silence: &str) -> (Vec<T>, Vec<MissingShard>) {
         let (mut answers, mut missing) = (Vec::new(), Vec::new());
         for (shard, mut read) in (0_u16..).map(ShardId).zip(self.shards) {
             if !read.is_complete() {

@@ -1,6 +1,6 @@
 //! Counting acknowledgements: has every shard of a write its quorum, or can one no longer get it?
 //!
-//! Pure. A shard's quorum is the quorum of each of its series: all series of a batch go to the same
+//! Pure: the coordinator's core for writes, driven by `write` and by the simulator (`tests/sim/`) alike. A shard's quorum is the quorum of each of its series: all series of a batch go to the same
 //! replicas, and a replica counts only when it has stored every one of them. A slot that is on its way to another
 //! node counts only when both nodes have. Answers count within one epoch: a shard that is started again under a
 //! newer record forgets those to the older one.
@@ -9,7 +9,7 @@ use saturn_ring::{Epoch, NodeId, ShardRecord};
 
 /// One write's shards, by their index in the request.
 #[derive(Debug)]
-pub(crate) struct QuorumTracker {
+pub struct QuorumTracker {
     shards: Vec<ShardProgress>,
 }
 
@@ -30,7 +30,7 @@ enum NodeState {
 
 /// How a write stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub enum Standing {
     /// Answers are awaited.
     Pending,
     /// Every shard has its quorum.
@@ -71,27 +71,27 @@ impl ShardProgress {
 
 impl QuorumTracker {
     /// Nothing has been answered yet.
-    pub(crate) fn new<'a>(records: impl IntoIterator<Item = &'a ShardRecord>) -> Self {
+    pub fn new<'a>(records: impl IntoIterator<Item = &'a ShardRecord>) -> Self {
         Self { shards: records.into_iter().map(ShardProgress::new).collect() }
     }
 
     /// The epoch that answers for this shard must be given under to count.
-    pub(crate) fn epoch(&self, index: usize) -> Epoch {
+    pub fn epoch(&self, index: usize) -> Epoch {
         self.shards[index].epoch
     }
 
     /// `node` has stored everything of the shard.
-    pub(crate) fn stored(&mut self, index: usize, node: &NodeId) {
+    pub fn stored(&mut self, index: usize, node: &NodeId) {
         self.set(index, node, NodeState::Stored);
     }
 
     /// `node` will not store the shard's batch, or not tell.
-    pub(crate) fn failed(&mut self, index: usize, node: &NodeId, reason: String) {
+    pub fn failed(&mut self, index: usize, node: &NodeId, reason: String) {
         self.set(index, node, NodeState::Failed(reason));
     }
 
     /// Starts a shard again under a newer record.
-    pub(crate) fn restart(&mut self, index: usize, record: &ShardRecord) {
+    pub fn restart(&mut self, index: usize, record: &ShardRecord) {
         self.shards[index] = ShardProgress::new(record);
     }
 
@@ -103,7 +103,7 @@ impl QuorumTracker {
     }
 
     /// How the whole write stands.
-    pub(crate) fn standing(&self) -> Standing {
+    pub fn standing(&self) -> Standing {
         let mut all = Standing::Acked;
         for shard in &self.shards {
             match shard.standing() {
@@ -116,7 +116,7 @@ impl QuorumTracker {
     }
 
     /// The shards without quorum, by index, each with what its replicas said.
-    pub(crate) fn missing(&self, silence: &str) -> Vec<(usize, String)> {
+    pub fn missing(&self, silence: &str) -> Vec<(usize, String)> {
         let unacked = self.shards.iter().enumerate().filter(|(_, shard)| shard.standing() != Standing::Acked);
         let describe = |shard: &ShardProgress| {
             let mut reasons = Vec::new();
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn a_moving_slot_counts_when_both_of_its_nodes_have_stored() {
         let begun = record(1, &["a", "b", "c"]).begin(2, &node("d")).expect("begins");
-        let mut tracker = QuorumTracker::new(std::slice::from_ref(&begun));
+        let mut tracker = QuorumTracker::new([&begun]);
         tracker.stored(0, &node("c"));
         tracker.stored(0, &node("a"));
         assert_eq!(tracker.standing(), Standing::Pending, "any two of four are not enough");

@@ -278,8 +278,11 @@ impl ZoneRing {
     fn take(&mut self, shard: u16, count: usize) -> Vec<NodeId> {
         let weight: usize = self.weights.iter().sum();
         let shares: Vec<usize> = self.weights.iter().map(|own| self.slots * own).collect();
-        let candidates: Vec<usize> =
+        let mut candidates: Vec<usize> =
             self.ring.replicas(u64::from(shard)).map(|point| point.index).take(self.nodes.len()).collect();
+        // Of two nodes with one place, as when a node that was replaced holds shards again, the ring has one.
+        let without_place = (0..self.nodes.len()).filter(|index| !candidates.contains(index));
+        candidates.extend(without_place.collect::<Vec<_>>());
         let mut chosen: Vec<usize> = Vec::with_capacity(count);
         while chosen.len() < count {
             let free = || candidates.iter().copied().filter(|index| !chosen.contains(index));

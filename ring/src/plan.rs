@@ -42,12 +42,16 @@ impl Placement {
     /// # Errors
     /// As [`Placement::desired`].
     pub fn plan(&self) -> Result<Vec<PlannedMove>, PlacementError> {
-        let desired = self.desired()?;
+        Ok(self.plan_towards(&self.desired()?))
+    }
+
+    /// The moves that make this placement the desired one, for who has that at hand: [`Placement::desired`] is dear.
+    pub fn plan_towards(&self, desired: &Self) -> Vec<PlannedMove> {
         let zones: BTreeMap<&NodeId, &Zone> =
             self.members.iter().map(|member| (&member.id, &member.zone)).collect();
         let records = self.shards.iter().zip(&desired.shards);
         let moves = (0_u16..).map(ShardId).zip(records);
-        Ok(moves.flat_map(|(shard, (now, then))| plan_shard(shard, now, then, &zones)).collect())
+        moves.flat_map(|(shard, (now, then))| plan_shard(shard, now, then, &zones)).collect()
     }
 }
 
@@ -150,6 +154,18 @@ mod tests {
         placement.members[1].standing = Standing::Draining;
         carry_out(&mut placement);
         assert_eq!(placement.slots_of(&placement.members[1].id), 0);
+    }
+
+    #[test]
+    fn a_replaced_node_that_holds_shards_again_gets_its_share_beside_the_new_one() {
+        let mut placement = placement(&["a", "b", "c"], 1);
+        placement.members.push(member("a9", "a"));
+        placement.members[0].standing = Standing::Draining;
+        placement.members[3].stands_for = Some(placement.members[0].id.clone());
+        assert_eq!(carry_out(&mut placement), 96);
+        placement.members[0].standing = Standing::Active;
+        assert_eq!(carry_out(&mut placement), 48);
+        assert_eq!(placement.slots_of(&placement.members[0].id), 48);
     }
 
     #[test]

@@ -204,6 +204,38 @@ async fn pull(transfers: &Transfers) -> Result<Pulled, TransferError> {
     transfers.pull_shard((SHARD, Epoch::FIRST), &node_id("a"), &progress, cancel).await
 }
 
+/// A node that loses a shard deletes its copy: what it has given of a long read until then is not all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_during_which_the_record_changes_does_not_count() {
+    use std::ops::ControlFlow;
+
+    use saturn_replication::SelectRequest;
+
+    let Two { a, .. } = &two(1).await;
+    let shards = vec![(SHARD, Epoch::FIRST)];
+    let request = SelectRequest { selection: everything("alpha"), shards, series_max: 1000 };
+    let mut series = 0;
+    let read = a.read_shard((SHARD, Epoch::FIRST), &request, |_| {
+        series += 1;
+        ControlFlow::Continue(())
+    });
+    assert_eq!((read, series), (Ok(()), 300));
+    let mut series = 0;
+    let read = a.read_shard((SHARD, Epoch::FIRST), &request, |_| {
+        if series == 0 {
+            let mut record = a.placement.load().record(SHARD).expect("there").clone();
+            record.slots = ["b", "c", "d"].map(node_id).to_vec();
+            record.epoch = Epoch(5);
+            a.placement.adopt(SHARD, record).expect("adopted");
+            a.engine.drop_shard(SHARD).expect("dropped");
+        }
+        series += 1;
+        ControlFlow::Continue(())
+    });
+    assert!(series < 300, "the copy is gone");
+    assert!(matches!(read, Err(ShardRefusal::Stale(record)) if record.epoch == Epoch(5)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_comes_over_whole_though_connections_break() {
     let Two { a, b, address, .. } = &two(6).await;
