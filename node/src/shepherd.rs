@@ -31,7 +31,7 @@ use crate::{clock, cluster, gossip};
 /// Time between two looks at all groups.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a group may be without a leader before its first voter asks for votes; the next one waits a turn longer.
-const TURN: Duration = Duration::from_millis(2500);
+const TURN: Duration = Duration::from_millis(1000);
 /// Time between two comparisons of the placement with some other node.
 const COMPARE_EVERY: Duration = Duration::from_secs(3);
 /// How long another node may take to hand over its placement.
