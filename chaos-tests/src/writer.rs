@@ -39,6 +39,7 @@ pub struct WriterOptions {
 pub struct Writer {
     number: u32,
     stop: Arc<AtomicBool>,
+    doubt: Arc<AtomicBool>,
     acked: Arc<AtomicUsize>,
     task: JoinHandle<Vec<Sent>>,
 }
@@ -46,11 +47,11 @@ pub struct Writer {
 impl Writer {
     /// Starts to write.
     pub fn start(options: WriterOptions) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, doubt) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let acked = Arc::new(AtomicUsize::new(0));
         let number = options.number;
-        let task = tokio::spawn(run(options, Arc::clone(&stop), Arc::clone(&acked)));
-        Self { number, stop, acked, task }
+        let task = tokio::spawn(run(options, Arc::clone(&stop), Arc::clone(&doubt), Arc::clone(&acked)));
+        Self { number, stop, doubt, acked, task }
     }
 
     /// How many samples were acked so far.
@@ -77,6 +78,12 @@ impl Writer {
         .await
     }
 
+    /// From now on, what is acked counts as unknown: Linux lets an fdatasync that races with the ioctl which takes a
+    /// disk's power return without an error and without having written.
+    pub fn doubt(&self) {
+        self.doubt.store(true, Ordering::SeqCst);
+    }
+
     /// Stops to write, and says what was written.
     pub async fn stop(self) -> Result<History> {
         self.stop.store(true, Ordering::Release);
@@ -85,7 +92,12 @@ impl Writer {
     }
 }
 
-async fn run(options: WriterOptions, stop: Arc<AtomicBool>, acked: Arc<AtomicUsize>) -> Vec<Sent> {
+async fn run(
+    options: WriterOptions,
+    stop: Arc<AtomicBool>,
+    doubt: Arc<AtomicBool>,
+    acked: Arc<AtomicUsize>,
+) -> Vec<Sent> {
     let WriterOptions { number, lanes, targets, retries } = options;
     let lane_labels: Vec<String> = (0..lanes).map(|lane| lane.to_string()).collect();
     let writer_label = number.to_string();
@@ -116,6 +128,9 @@ async fn run(options: WriterOptions, stop: Arc<AtomicBool>, acked: Arc<AtomicUsi
             let again = send(targets.next(), &series).await;
             // What an earlier attempt may have stored does not go away.
             outcome = if again == Outcome::NotSent { outcome } else { again };
+        }
+        if outcome == Outcome::Acked && doubt.load(Ordering::SeqCst) {
+            outcome = Outcome::Unknown;
         }
         sent[first..].iter_mut().for_each(|sample| sample.outcome = outcome);
         if outcome == Outcome::Acked {

@@ -166,6 +166,8 @@ struct Group {
 /// How a group stands, as this node sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Standing {
+    /// Whether its task has failed, by a defect or because the disk refused something.
+    pub(crate) has_failed: bool,
     /// Whether it has members at all.
     pub(crate) is_founded: bool,
     /// Who leads, as far as this node knows.
@@ -273,6 +275,16 @@ impl Groups {
         Ok(())
     }
 
+    /// Takes part anew in a group whose task has failed, with what is on the disk.
+    pub(crate) async fn revive(&self, id: GroupId) -> anyhow::Result<()> {
+        let failed = self.groups.write().remove(&id);
+        if let Some(group) = failed {
+            // A panicked task has ended as well.
+            let _ = group.raft.shutdown().await;
+        }
+        self.join(id).await
+    }
+
     /// Ends all groups.
     pub(crate) async fn close(&self) {
         let groups = std::mem::take(&mut *self.groups.write());
@@ -299,6 +311,7 @@ impl Groups {
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<Voter> = membership.voter_ids().collect();
         Some(Standing {
+            has_failed: metrics.running_state.is_err(),
             is_founded: metrics.last_log_index.is_some(),
             leader: metrics.current_leader,
             leads: metrics.state == ServerState::Leader,
@@ -389,6 +402,10 @@ impl Groups {
             if known.voters != voters || known.is_joint {
                 let change = ChangeMembers::ReplaceAllVoters(voters.clone());
                 group.raft.change_membership(change, false).await.map_err(|e| self.write_error(e))?;
+            }
+            if !voters.contains(&self.me) {
+                // This node gives the lead up as soon as that is known to the others, and changes no more.
+                return Ok(());
             }
             let wanted = |voter: &&Voter| voters.contains(voter) || learner.as_ref() == Some(*voter);
             let gone: BTreeSet<Voter> =

@@ -128,6 +128,13 @@ impl Shepherd {
     }
 
     async fn look_at(&mut self, id: GroupId, standing: &Standing) {
+        if standing.has_failed {
+            tracing::error!(group = %id, "a Raft group has failed on this node; it is started anew");
+            if let Err(error) = self.authority.groups.revive(id).await {
+                tracing::error!(group = %id, error = format!("{error:#}"), "a Raft group was not started anew");
+            }
+            return;
+        }
         if standing.leads {
             self.leaderless.remove(&id);
             if standing.lagging.iter().any(|voter| self.answers(*voter)) {
@@ -194,6 +201,10 @@ impl Shepherd {
     }
 
     fn work(&self, id: GroupId, standing: &Standing) -> Option<Work> {
+        // A leader that is no voter any more only sees its own removal through.
+        if !standing.voters.contains(&self.authority.voter) {
+            return None;
+        }
         let placement = self.authority.placement.load();
         let (nodes, learner) = match id.shard() {
             None => {

@@ -90,6 +90,7 @@ async fn acked_samples_survive_a_power_cut_of_all_nodes() -> Result<()> {
     wait_acked(&writers, ACKED_BEFORE).await?;
     // Between the cut and the kill a node sees its disk fail.
     cluster.tolerate(Tolerance::Errors);
+    writers.iter().for_each(Writer::doubt);
     for disk in &disks {
         disk.cut()?;
     }
