@@ -6,13 +6,13 @@ use std::sync::{Arc, OnceLock};
 use saturn_proto::peer;
 use saturn_proto::peer::peer_server::Peer;
 use saturn_replication::{PlacementHandle, SelectRequest};
-use saturn_ring::{ClusterId, NodeId};
+use saturn_ring::{ClusterId, Epoch, NodeId, Placement};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::raft::{Groups, Voter};
+use crate::raft::{Founding, GroupId, Groups, Voter};
 use crate::replica::Replica;
 use crate::transfer::source;
 use crate::{cluster, wire};
@@ -62,6 +62,16 @@ impl PeerService {
         }
         Ok((Arc::clone(placement), Arc::clone(groups)))
     }
+}
+
+/// Whether a group may still be unfounded: until the first change of what it decides. `None` if there is no such group.
+fn founding_of(placement: &Placement, group: GroupId) -> Option<Founding> {
+    let is_first = match group.shard() {
+        Some(shard) => placement.record(shard)?.epoch == Epoch::FIRST,
+        None if group == GroupId::CLUSTER => placement.version <= 1,
+        None => return None,
+    };
+    Some(if is_first { Founding::Possible } else { Founding::Over })
 }
 
 fn cluster_from(bytes: &[u8]) -> Result<ClusterId, Status> {
@@ -217,11 +227,10 @@ impl Peer for PeerService {
     async fn raft(&self, request: Request<peer::RaftRequest>) -> Result<Response<peer::RaftReply>, Status> {
         let message = request.into_inner();
         let (placement, groups) = self.metadata(&message.cluster)?;
-        if message.group > u32::from(placement.load().shard_count()) {
-            return Err(Status::invalid_argument(format!("there is no group {}", message.group)));
-        }
+        let founding = founding_of(&placement.load(), GroupId(message.group))
+            .ok_or_else(|| Status::invalid_argument(format!("there is no group {}", message.group)))?;
         // A caller that hangs up must not stop an answer half way.
-        let answer = tokio::spawn(async move { groups.answer(&message).await });
+        let answer = tokio::spawn(async move { groups.answer(&message, founding).await });
         let payload = answer.await.map_err(|e| Status::internal(e.to_string()))?;
         let payload = payload.map_err(|e| Status::failed_precondition(format!("{e:#}")))?;
         Ok(Response::new(peer::RaftReply { payload: payload.into() }))

@@ -273,7 +273,8 @@ impl Mover {
             dropped.context("the shard's record has changed meanwhile")??;
             tracing::info!(%shard, "deleted what was left of a shard that others hold");
         }
-        self.authority.groups.leave(group).await
+        self.authority.groups.leave(group).await;
+        Ok(())
     }
 
     /// Whether the shard's nodes hold the same in all windows that are over.

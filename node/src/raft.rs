@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-pub(crate) use network::Control;
+pub(crate) use network::{Control, Founding};
 use state::{Saved, StateMachine};
 
 /// How long a proposal may take on the node that leads the group.
@@ -264,24 +264,20 @@ impl Groups {
         Ok(())
     }
 
-    /// Takes no part in a group any more, and forgets what it was about.
-    pub(crate) async fn leave(&self, id: GroupId) -> anyhow::Result<()> {
+    /// Takes no part in a group any more, until its leader writes again. Its log and vote stay on the disk: a voter
+    /// that forgot them could elect a leader that lacks what was decided.
+    pub(crate) async fn leave(&self, id: GroupId) {
         let _one_at_a_time = self.starting.lock().await;
-        let Some(group) = self.groups.write().remove(&id) else { return Ok(()) };
-        // A panicked task has ended as well.
-        let _ = group.raft.shutdown().await;
-        let changes = vec![saturn_storage::Change::RemoveGroup];
-        self.log.write(id.0, changes, saturn_storage::Durable::Now).await?;
-        Ok(())
+        let left = self.groups.write().remove(&id);
+        if let Some(group) = left {
+            // A panicked task has ended as well.
+            let _ = group.raft.shutdown().await;
+        }
     }
 
     /// Takes part anew in a group whose task has failed, with what is on the disk.
     pub(crate) async fn revive(&self, id: GroupId) -> anyhow::Result<()> {
-        let failed = self.groups.write().remove(&id);
-        if let Some(group) = failed {
-            // A panicked task has ended as well.
-            let _ = group.raft.shutdown().await;
-        }
+        self.leave(id).await;
         self.join(id).await
     }
 
@@ -467,5 +463,58 @@ async fn timeout<T>(work: impl Future<Output = Result<T, ProposeError>>) -> Resu
 impl fmt::Debug for Groups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Groups").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use openraft::Vote;
+    use openraft::raft::{VoteRequest, VoteResponse};
+    use saturn_proto::peer;
+    use saturn_ring::ClusterId;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::gossip::View;
+    use crate::peers::Connections;
+    use crate::rpc_auth::Token;
+
+    async fn groups(dir: &std::path::Path, me: Voter) -> Arc<Groups> {
+        let connections = Arc::new(Connections::new(Token::derive(&[b"a secret of sixteen bytes"])));
+        let control = Control::new(ClusterId(Uuid::nil()), watch::channel(View::default()).1, connections);
+        Groups::open(me, GroupLog::open(dir).expect("opens"), control).await.expect("opens")
+    }
+
+    fn ask(me: Voter, candidate: Voter, term: u64) -> peer::RaftRequest {
+        let request: VoteRequest<Voter> = VoteRequest::new(Vote::new(term, candidate), None);
+        peer::RaftRequest {
+            group: 5,
+            generation: bytes::Bytes::copy_from_slice(me.0.as_bytes()),
+            kind: peer::RaftKind::Vote.into(),
+            payload: postcard::to_allocvec(&request).expect("serialises").into(),
+            ..peer::RaftRequest::default()
+        }
+    }
+
+    fn granted(reply: &[u8]) -> bool {
+        postcard::from_bytes::<VoteResponse<Voter>>(reply).expect("a reply").vote_granted
+    }
+
+    #[tokio::test]
+    async fn whoever_left_a_group_votes_no_more_and_forgets_no_vote() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (me, a, b) = (Voter(Uuid::from_u128(1)), Voter(Uuid::from_u128(2)), Voter(Uuid::from_u128(3)));
+        let groups = groups(dir.path(), me).await;
+        let stranger = groups.answer(&ask(me, a, 1), Founding::Over).await.expect_err("no vote");
+        assert!(stranger.to_string().contains("takes no part in the group of shard 4"), "{stranger}");
+        assert!(granted(&groups.answer(&ask(me, a, 7), Founding::Possible).await.expect("answers")));
+        groups.leave(GroupId(5)).await;
+        groups.answer(&ask(me, b, 9), Founding::Over).await.expect_err("it has left");
+        // It is back, say with another shard of the same number: the vote that it gave still counts.
+        groups.join(GroupId(5)).await.expect("joins");
+        assert!(!granted(&groups.answer(&ask(me, b, 7), Founding::Over).await.expect("answers")));
+        groups.close().await;
     }
 }

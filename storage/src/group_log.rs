@@ -49,8 +49,6 @@ pub enum Change {
     Entry(u64, Vec<u8>),
     /// Removes the entries from an index (inclusive) to another (exclusive).
     RemoveEntries(u64, u64),
-    /// Removes all that there is of the group, and comes before the other parts.
-    RemoveGroup,
 }
 
 struct Write {
@@ -238,9 +236,6 @@ fn put(batch: &mut WriteBatch, group: u32, change: &Change) {
             batch.delete_range(entry_key(group, *from), entry_key(group, *to));
         }
         Change::RemoveEntries(..) => {}
-        Change::RemoveGroup => {
-            batch.delete_range(key(group, VALUE, &[]), key(group, ENTRY + 1, &[]));
-        }
     }
 }
 
@@ -279,8 +274,7 @@ mod tests {
         write(&log, 1, vec![Change::RemoveEntries(8, u64::MAX), Change::RemoveEntries(0, 3)]).await;
         assert_eq!(indexes(&log, 1), (3..=7).collect::<Vec<_>>());
         assert_eq!(log.entries(1, 4, 6).expect("reads").len(), 2);
-        write(&log, 1, vec![Change::RemoveGroup, entry(1)]).await;
-        assert_eq!((indexes(&log, 1), indexes(&log, 2)), (vec![1], vec![5]));
+        assert_eq!(indexes(&log, 2), [5]);
     }
 
     #[tokio::test]

@@ -182,6 +182,13 @@ impl RaftNetworkFactory<Types> for Factory {
     }
 }
 
+/// Whether a group may still be about to be founded, as far as a node knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Founding {
+    Possible,
+    Over,
+}
+
 /// One voter, as another one of its group sees it.
 pub(super) struct VoterClient {
     group: GroupId,
@@ -239,13 +246,21 @@ impl RaftNetwork<Types> for VoterClient {
 }
 
 impl Groups {
-    /// Answers another voter of a group; takes part in the group from now on if it did not.
-    pub(crate) async fn answer(&self, request: &peer::RaftRequest) -> anyhow::Result<Vec<u8>> {
+    /// Answers another voter of a group; takes part in the group from now on if it did not. `founding`: whether the
+    /// group may not be founded yet. Else a vote is asked only of who takes part: whoever left the group is a voter
+    /// only to those who lack the decision that it is none any more, and must not help one of these to lead.
+    pub(crate) async fn answer(
+        &self,
+        request: &peer::RaftRequest,
+        founding: Founding,
+    ) -> anyhow::Result<Vec<u8>> {
         anyhow::ensure!(
             request.generation[..] == self.me.0.as_bytes()[..],
             "this node has another data directory than the message is for"
         );
         let id = GroupId(request.group);
+        let may_join = founding == Founding::Possible || request.kind() != peer::RaftKind::Vote;
+        anyhow::ensure!(may_join || self.group(id).is_some(), "this node takes no part in the group of {id}");
         self.join(id).await?;
         let group = self.group(id).ok_or_else(|| anyhow::anyhow!("the group of {id} was just left"))?;
         let payload = &request.payload;
