@@ -35,15 +35,20 @@ impl Authority {
         self.propose(GroupId::CLUSTER, Command::Cluster(command)).await
     }
 
-    /// Has a step of a shard's move decided that follows the record of an epoch.
-    pub(crate) async fn step(
+    /// Has a step of a shard's move decided that follows `record`, and acts on it at once: returns the record that
+    /// follows, which is in force here.
+    pub(crate) async fn decide(
         &self,
         shard: ShardId,
-        epoch: Epoch,
+        record: &ShardRecord,
         step: RecordStep,
-    ) -> Result<(), ProposeError> {
-        let command = ShardCommand::Step { at_ms: clock::unix_ms(), epoch, step };
-        self.propose(shard.into(), Command::Shard(command)).await
+    ) -> anyhow::Result<ShardRecord> {
+        let next = record.after(&step)?;
+        let command = ShardCommand::Step { at_ms: clock::unix_ms(), epoch: record.epoch, step };
+        self.propose(shard.into(), Command::Shard(command)).await?;
+        let (placement, adopted) = (Arc::clone(&self.placement), next.clone());
+        tokio::task::spawn_blocking(move || placement.adopt(shard, adopted)).await??;
+        Ok(next)
     }
 
     /// Has it written down that all nodes of the record of an epoch hold the same in a window.

@@ -181,8 +181,8 @@ impl Mover {
             record.covered_by(moving.slot, &sources),
             "too few of the shard's nodes can be reached to fetch all of it"
         );
-        let next = record.activate(&fenced, &sources)?;
-        self.decide(shard, record, RecordStep::Activate { fenced, sources }, next).await
+        self.authority.decide(shard, record, RecordStep::Activate { fenced, sources }).await?;
+        Ok(())
     }
 
     /// The source may lack what a quorum acknowledged without it: what the others have besides is taken as well. The
@@ -199,26 +199,11 @@ impl Mover {
     /// Has it decided that the slot is this node's, once the others know that it answers reads.
     async fn finish(&self, shard: ShardId, record: &ShardRecord) -> anyhow::Result<()> {
         let fenced = self.fence(shard, record).await?;
-        let next = record.finish(&fenced)?;
-        self.decide(shard, record, RecordStep::Finish { fenced }, next.clone()).await?;
+        let next = self.authority.decide(shard, record, RecordStep::Finish { fenced }).await?;
         // Whoever does not hear of it now learns it when it asks, or is asked.
         let pushes =
             record.slots.iter().map(|node| self.authority.groups.control().push_record(node, shard, &next));
         futures::future::join_all(pushes).await;
-        Ok(())
-    }
-
-    /// Has a step decided, and acts on it at once: the record that follows is known.
-    async fn decide(
-        &self,
-        shard: ShardId,
-        record: &ShardRecord,
-        step: RecordStep,
-        next: ShardRecord,
-    ) -> anyhow::Result<()> {
-        self.authority.step(shard, record.epoch, step).await?;
-        let placement = Arc::clone(&self.authority.placement);
-        tokio::task::spawn_blocking(move || placement.adopt(shard, next)).await??;
         Ok(())
     }
 

@@ -28,6 +28,7 @@ const GONE_AFTER: Duration = Duration::from_secs(30);
 /// `started`: when this process did, as gossip counts from there.
 pub(crate) async fn run(authority: Authority, started: Instant) {
     let busy: Arc<Mutex<HashSet<ShardId>>> = Arc::default();
+    let mut desired = Desired::default();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -38,9 +39,10 @@ pub(crate) async fn run(authority: Authority, started: Instant) {
             continue;
         }
         let placement = authority.placement.load();
-        let mut steps = unstick(&authority, &placement, started);
+        let Some(desired) = desired.of(&placement) else { continue };
+        let mut steps = unstick(&authority, &placement, desired, started);
         if !is_paused {
-            steps.extend(begin(&authority, &placement));
+            steps.extend(begin(&authority, &placement, desired));
         }
         for (shard, record, next) in steps {
             // A shard whose group is slow to decide must not hold up the others.
@@ -53,6 +55,23 @@ pub(crate) async fn run(authority: Authority, started: Instant) {
                 busy.lock().remove(&shard);
             });
         }
+    }
+}
+
+/// What the member list asks for, formed anew only when the list has changed: that is dear.
+#[derive(Default)]
+struct Desired {
+    version: u64,
+    placement: Option<Placement>,
+}
+
+impl Desired {
+    /// `None` when the list asks for the impossible.
+    fn of(&mut self, placement: &Placement) -> Option<&Placement> {
+        if self.version != placement.version {
+            *self = Self { version: placement.version, placement: placement.desired().ok() };
+        }
+        self.placement.as_ref()
     }
 }
 
@@ -71,30 +90,23 @@ async fn decide(authority: &Authority, shard: ShardId, record: ShardRecord, next
         Next::Abort => RecordStep::Abort,
         Next::Finish => RecordStep::Finish { fenced: fence(authority, shard, &record).await },
     };
-    let next = match &step {
-        RecordStep::Begin { slot, to } => record.begin(*slot, to),
-        RecordStep::Finish { fenced } => record.finish(fenced),
-        RecordStep::Abort | RecordStep::Activate { .. } => record.abort(),
-    };
-    let Ok(next) = next else { return };
-    if let Err(error) = authority.step(shard, record.epoch, step).await {
-        tracing::debug!(%shard, %error, "a step of a move was not decided");
-        return;
-    }
-    let placement = authority.placement.clone();
-    let adopted =
-        tokio::task::spawn_blocking(move || placement.adopt(shard, next.clone()).map(|_| next)).await;
-    if let Ok(Ok(next)) = adopted {
-        // Both ends of a move should not wait for it to be heard of.
-        let control = authority.groups.control();
-        let pushes = next.writers().map(|node| control.push_record(node, shard, &next));
-        futures::future::join_all(pushes).await;
+    match authority.decide(shard, &record, step).await {
+        Ok(next) => {
+            // Both ends of a move should not wait for it to be heard of.
+            let control = authority.groups.control();
+            let pushes = next.writers().map(|node| control.push_record(node, shard, &next));
+            futures::future::join_all(pushes).await;
+        }
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::debug!(%shard, error, "a step of a move was not decided");
+        }
     }
 }
 
 /// The next moves of the plan, within the budget.
-fn begin(authority: &Authority, placement: &Placement) -> Vec<Step> {
-    let Ok(plan) = placement.plan() else { return Vec::new() };
+fn begin(authority: &Authority, placement: &Placement, desired: &Placement) -> Vec<Step> {
+    let plan = placement.plan_towards(desired);
     let view = authority.groups.control().view();
     let view = view.borrow();
     let alive = |node: &NodeId| view.member(node).is_some_and(|state| state.liveness == Liveness::Alive);
@@ -124,8 +136,7 @@ fn begin(authority: &Authority, placement: &Placement) -> Vec<Step> {
 }
 
 /// What becomes of moves whose target does not come back, or is not wanted any more.
-fn unstick(authority: &Authority, placement: &Placement, started: Instant) -> Vec<Step> {
-    let Ok(desired) = placement.desired() else { return Vec::new() };
+fn unstick(authority: &Authority, placement: &Placement, desired: &Placement, started: Instant) -> Vec<Step> {
     let view = authority.groups.control().view();
     let view = view.borrow();
     let is_gone = |node: &NodeId| {

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, NodeId};
+use crate::{Epoch, NodeId, RecordStep};
 
 /// The replicas of one shard. The index of a node is its slot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +145,19 @@ impl ShardRecord {
     /// Whether `node` is to fill a slot of the shard and still fetches what the others have.
     pub fn is_fetching(&self, node: &NodeId) -> bool {
         self.moving.as_ref().is_some_and(|moving| moving.step == MoveStep::Begun && moving.to == *node)
+    }
+
+    /// The record that follows this one by a step.
+    ///
+    /// # Errors
+    /// Those of the step's own function.
+    pub fn after(&self, step: &RecordStep) -> Result<Self, MoveError> {
+        match step {
+            RecordStep::Begin { slot, to } => self.begin(*slot, to),
+            RecordStep::Activate { fenced, sources } => self.activate(fenced, sources),
+            RecordStep::Finish { fenced } => self.finish(fenced),
+            RecordStep::Abort => self.abort(),
+        }
     }
 
     /// The first step: `to` will take the place of who fills `slot`.

@@ -102,13 +102,7 @@ impl ShardMeta {
                 self.record.get_or_insert(record);
             }
             ShardCommand::Step { at_ms, epoch, step } => {
-                let record = self.record_at(epoch)?;
-                let record = match step {
-                    RecordStep::Begin { slot, to } => record.begin(slot, &to)?,
-                    RecordStep::Activate { fenced, sources } => record.activate(&fenced, &sources)?,
-                    RecordStep::Finish { fenced } => record.finish(&fenced)?,
-                    RecordStep::Abort => record.abort()?,
-                };
+                let record = self.record_at(epoch)?.after(&step)?;
                 self.record = Some(record.clone());
                 self.history.push_back(RecordChange { at_ms, record });
                 while self.history.len() > HISTORY_MAX {

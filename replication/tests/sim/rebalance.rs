@@ -77,18 +77,15 @@ impl World {
         }
         self.nodes[node].rebalancing = steps.len();
         for (shard, record, next) in steps {
-            let (step, next) = match next {
-                Next::Begin { slot, to } => {
-                    let next = record.begin(slot, &to);
-                    (RecordStep::Begin { slot, to }, next)
-                }
-                Next::Abort => (RecordStep::Abort, record.abort()),
+            let step = match next {
+                Next::Begin { slot, to } => RecordStep::Begin { slot, to },
+                Next::Abort => RecordStep::Abort,
                 Next::Finish => {
                     self.fence_nodes(node, shard, record, Purpose::FinishWithout);
                     continue;
                 }
             };
-            match next {
+            match record.after(&step) {
                 Ok(next) => self.propose(node, shard, record.epoch, step, After::Rebalance { shard, next }),
                 Err(_) => self.nodes[node].rebalancing -= 1,
             }
