@@ -166,14 +166,19 @@ impl Mover {
         };
         let mut sources = BTreeSet::new();
         for source in from {
-            let (_keep, cancel) = watch::channel(false);
-            let pulling = self.transfers.pull_shard((shard, record.epoch), source, progress, cancel);
-            tokio::select! {
-                pulled = pulling => {
-                    pulled.with_context(|| format!("cannot fetch the shard from {source}"))?;
+            let (cancel, cancelled) = watch::channel(false);
+            let pulling = self.transfers.pull_shard((shard, record.epoch), source, progress, cancelled);
+            let mut pulling = std::pin::pin!(pulling);
+            let pulled = tokio::select! {
+                pulled = &mut pulling => pulled,
+                () = self.changed(shard, record) => {
+                    // Whatever comes next, nothing of this pull may still be stored then.
+                    cancel.send_replace(true);
+                    let _ = pulling.await;
+                    bail!("the shard's record has changed meanwhile");
                 }
-                () = self.changed(shard, record) => bail!("the shard's record has changed meanwhile"),
-            }
+            };
+            pulled.with_context(|| format!("cannot fetch the shard from {source}"))?;
             sources.insert(source.clone());
         }
         self.complete(shard, record, &fenced).await;
