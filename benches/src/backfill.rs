@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use prometheus_client::registry::Registry;
 use saturn_model::{FingerprintCache, ShardId, TenantId, TimestampMs};
-use saturn_storage::{Engine, EngineOptions, ExportScope, StorageError};
+use saturn_storage::{Engine, EngineOptions, ExportScope, StorageError, WINDOW_MS};
 
 use crate::Load;
 use crate::engine::{FINGERPRINTS_MAX, SHARDS, append, cut};
@@ -21,7 +21,6 @@ const RETRY_AFTER: Duration = Duration::from_millis(5);
 /// Bytes of samples of one chunk, and chunks that are taken together.
 const CHUNK_BYTES: usize = 4 << 20;
 const CHUNKS: usize = 8;
-const WINDOW_MS: i64 = 7_200_000;
 
 /// What one way cost.
 #[derive(Debug, Clone, PartialEq)]

@@ -12,13 +12,13 @@ use anyhow::{Context as _, bail, ensure};
 use parking_lot::Mutex;
 use saturn_model::{ShardId, TimestampMs};
 use saturn_ring::{MoveStep, NodeId, RecordStep, ShardRecord, SlotMove};
-use saturn_storage::Engine;
+use saturn_storage::{Engine, WINDOW_MS};
 use tokio::sync::watch;
 
 use crate::authority::Authority;
 use crate::clock;
 use crate::raft::GroupId;
-use crate::repair::{latest_windows, reconcile};
+use crate::repair::{Comparison, latest_windows};
 use crate::transfer::{Progress, Transfers, WindowDigests, Windows, differing_windows};
 
 /// Time between two looks at the placement.
@@ -194,10 +194,17 @@ impl Mover {
     /// move does not depend on it.
     async fn complete(&self, shard: ShardId, record: &ShardRecord, fenced: &BTreeSet<NodeId>) {
         let windows = latest_windows(TimestampMs(clock::unix_ms()));
-        for node in fenced {
-            if let Err(error) = reconcile(&self.transfers, (shard, record.epoch), node, &windows).await {
-                tracing::debug!(%shard, error = format!("{error:#}"), "a shard that moves was not compared");
+        let compared = async {
+            let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), windows).await?;
+            for node in fenced {
+                if let Err(error) = comparison.with(node).await {
+                    tracing::debug!(%shard, error = format!("{error:#}"), "a shard that moves was not compared");
+                }
             }
+            anyhow::Ok(())
+        };
+        if let Err(error) = compared.await {
+            tracing::debug!(%shard, error = format!("{error:#}"), "a shard that moves was not compared");
         }
     }
 
@@ -288,7 +295,6 @@ impl Mover {
 
 /// Whether nothing new should come into the window that begins there.
 fn is_over(window: TimestampMs) -> bool {
-    const WINDOW_MS: i64 = 2 * 3_600_000;
     window.0 + WINDOW_MS < clock::unix_ms()
 }
 

@@ -5,6 +5,9 @@
 //! just being written. Where they differ it takes the other's samples from the first such window on. Every node does so,
 //! and taking is a union, so all have the same in the end.
 //!
+//! A node that has just started does so within a minute or two, as it was away; then it is done from time to time, since
+//! digests read all that they are of.
+//!
 //! Windows that are over and the same on all nodes are written down in the shard's metadata by the leader of its group:
 //! the manifest. They are not compared again. Windows older than [`WINDOWS`] are not compared either.
 
@@ -14,21 +17,21 @@ use std::time::Duration;
 use anyhow::Context as _;
 use saturn_model::{ShardId, TimestampMs};
 use saturn_ring::{Epoch, NodeId, ShardRecord};
-use saturn_storage::ExportCursor;
+use saturn_storage::{ExportCursor, WINDOW_MS};
 use tokio::sync::watch;
 
 use crate::authority::Authority;
 use crate::clock;
 use crate::transfer::{Progress, Transfers, WindowDigests, Windows, differing_windows};
 
-/// Time between two comparisons of everything.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Time between two comparisons of everything: each reads, on every node, hours of data.
+const LOOK_EVERY: Duration = Duration::from_secs(15 * 60);
+/// Time before the first one, and after one that failed; it doubles up to the usual time.
+const LOOK_SOON: Duration = Duration::from_secs(60);
 /// Samples younger than this may still be on their way to some of the nodes.
 const SETTLED_MS: i64 = 30_000;
 /// How long after its end a window is written down: late samples should be there by then.
 const GRACE_MS: i64 = 3_600_000;
-/// Length of a window.
-const WINDOW_MS: i64 = 2 * 3_600_000;
 /// How many windows are compared, the present one included.
 const WINDOWS: i64 = 13;
 
@@ -57,9 +60,11 @@ impl Repairer {
 
     /// Compares again and again, for ever.
     pub(crate) async fn run(self) {
+        let mut pause = LOOK_SOON;
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            self.round(TimestampMs(clock::unix_ms() - SETTLED_MS)).await;
+            tokio::time::sleep(pause).await;
+            let repaired = self.round(TimestampMs(clock::unix_ms() - SETTLED_MS)).await;
+            pause = if repaired.failed == 0 { LOOK_EVERY } else { (pause * 2).min(LOOK_EVERY) };
         }
     }
 
@@ -73,12 +78,9 @@ impl Repairer {
                 continue;
             }
             repaired.shards += 1;
-            match self.repair(shard, record, until).await {
-                Ok(taken) => repaired.taken += taken,
-                Err(error) => {
-                    repaired.failed += 1;
-                    tracing::debug!(%shard, error = format!("{error:#}"), "a shard was not compared");
-                }
+            if let Err(error) = self.repair(shard, record, until, &mut repaired.taken).await {
+                repaired.failed += 1;
+                tracing::debug!(%shard, error = format!("{error:#}"), "a shard was not compared");
             }
         }
         if repaired.taken > 0 {
@@ -91,33 +93,43 @@ impl Repairer {
         repaired
     }
 
-    /// Takes what this node lacks of a shard, and has windows written down that are the same on all. Returns from how
-    /// many nodes something was taken.
-    async fn repair(&self, shard: ShardId, record: &ShardRecord, until: TimestampMs) -> anyhow::Result<u64> {
+    /// Takes what this node lacks of a shard, and has windows written down that are the same on all. Adds to `taken`
+    /// from how many nodes something was taken.
+    async fn repair(
+        &self,
+        shard: ShardId,
+        record: &ShardRecord,
+        until: TimestampMs,
+        taken: &mut u64,
+    ) -> anyhow::Result<()> {
         let sealed = self.authority.groups.shard_meta(shard).map(|meta| meta.sealed).unwrap_or_default();
         let mut windows = latest_windows(until);
         windows.starts.retain(|start| !sealed.contains_key(&start.0));
-        let mut taken = 0;
-        let mut same = true;
+        let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), windows).await?;
+        let (mut same, mut outcome) = (true, Ok(()));
         for node in record.slots.iter().filter(|node| **node != self.authority.me) {
-            let differs = reconcile(&self.transfers, (shard, record.epoch), node, &windows).await?;
-            same &= !differs;
-            taken += u64::from(differs);
+            match comparison.with(node).await {
+                Ok(differs) => {
+                    same &= !differs;
+                    *taken += u64::from(differs);
+                }
+                // The others may have what is lacking.
+                Err(error) => outcome = Err(error),
+            }
         }
+        outcome?;
         let leads = self.authority.groups.standing(shard.into()).is_some_and(|standing| standing.leads);
         if same && leads {
-            windows.starts.retain(|start| start.0 + WINDOW_MS + GRACE_MS < clock::unix_ms());
-            self.seal(shard, record.epoch, windows).await?;
+            self.seal(shard, record.epoch, comparison.mine).await?;
         }
-        Ok(taken)
+        Ok(())
     }
 
-    async fn seal(&self, shard: ShardId, epoch: Epoch, windows: Windows) -> anyhow::Result<()> {
-        if windows.starts.is_empty() {
-            return Ok(());
-        }
-        for (window, digest) in self.transfers.local_digests(shard, &windows).await? {
-            self.authority.seal(shard, epoch, window, digest).await?;
+    /// Has it written down which of these windows are over: all nodes have these digests of them.
+    async fn seal(&self, shard: ShardId, epoch: Epoch, same: WindowDigests) -> anyhow::Result<()> {
+        let over = clock::unix_ms() - WINDOW_MS - GRACE_MS;
+        for (window, digest) in same.range(..TimestampMs(over)) {
+            self.authority.seal(shard, epoch, *window, *digest).await?;
         }
         Ok(())
     }
@@ -130,24 +142,39 @@ pub(crate) fn latest_windows(until: TimestampMs) -> Windows {
     Windows { starts, until }
 }
 
-/// Compares a shard with another node, and takes that one's samples from the first window on in which they differ.
-/// Says whether they did.
-pub(crate) async fn reconcile(
-    transfers: &Transfers,
-    (shard, epoch): (ShardId, Epoch),
-    node: &NodeId,
-    windows: &Windows,
-) -> anyhow::Result<bool> {
-    let mine: WindowDigests = transfers.local_digests(shard, windows).await?;
-    let theirs = transfers.remote_digests((shard, epoch), node, windows).await;
-    let theirs = theirs.with_context(|| format!("cannot compare with {node}"))?;
-    let Some(first) = differing_windows(&mine, &theirs).first().copied() else { return Ok(false) };
-    let (progress, _) = watch::channel(Progress::default());
-    let (_keep, cancel) = watch::channel(false);
-    let from = ExportCursor::at(first);
-    let pulled = transfers.pull_from((shard, epoch), node, from, &progress, cancel).await;
-    pulled.with_context(|| format!("cannot take from {node} what differs"))?;
-    Ok(true)
+/// What this node holds of a shard, to compare it with other nodes one after the other.
+pub(crate) struct Comparison<'a> {
+    transfers: &'a Transfers,
+    shard: (ShardId, Epoch),
+    windows: Windows,
+    mine: WindowDigests,
+}
+
+impl<'a> Comparison<'a> {
+    /// Digests what is here.
+    pub(crate) async fn new(
+        transfers: &'a Transfers,
+        shard: (ShardId, Epoch),
+        windows: Windows,
+    ) -> anyhow::Result<Self> {
+        let mine = transfers.local_digests(shard.0, &windows).await?;
+        Ok(Self { transfers, shard, windows, mine })
+    }
+
+    /// Compares with another node, and takes that one's samples from the first window on in which they differ. Says
+    /// whether they did.
+    pub(crate) async fn with(&mut self, node: &NodeId) -> anyhow::Result<bool> {
+        let theirs = self.transfers.remote_digests(self.shard, node, &self.windows).await;
+        let theirs = theirs.with_context(|| format!("cannot compare with {node}"))?;
+        let Some(first) = differing_windows(&self.mine, &theirs).first().copied() else { return Ok(false) };
+        let (progress, _) = watch::channel(Progress::default());
+        let (_keep, cancel) = watch::channel(false);
+        let from = ExportCursor::at(first);
+        let pulled = self.transfers.pull_from(self.shard, node, from, &progress, cancel).await;
+        pulled.with_context(|| format!("cannot take from {node} what differs"))?;
+        self.mine = self.transfers.local_digests(self.shard.0, &self.windows).await?;
+        Ok(true)
+    }
 }
 
 #[cfg(test)]

@@ -43,8 +43,8 @@ use saturn_model::{Fingerprint, Labels, ShardId, TenantId};
 
 use crate::wire::Reader;
 
-/// Length of a window in milliseconds.
-pub(crate) const WINDOW_MS: i64 = 2 * 3600 * 1000;
+/// Length of a window in milliseconds; windows begin at multiples of it.
+pub const WINDOW_MS: i64 = 2 * 3600 * 1000;
 /// Version of everything in the data directory.
 pub(crate) const FORMAT_VERSION: u32 = 4;
 /// The oldest version that is read. Its rows mean the same.

@@ -91,6 +91,7 @@ pub use error::StorageError;
 pub use exported::{EXPORT_BYTES_MAX, EXPORT_CHUNK_BYTES_MAX, ExportedNotes};
 pub use group_log::{Change, Durable, GroupLog};
 pub use import::{Imported, Importer};
+pub use keys::WINDOW_MS;
 pub use labels::Listed;
 pub use offline::{LogRecord, Offline, OfflineStats, SegmentInfo, SeriesInfo};
 pub use options::{EngineOptions, EngineStats, ReadLimits};

@@ -68,7 +68,7 @@ pub(crate) async fn change(
 }
 
 /// `POST /api/v1/admin/repair`: compares this node's shards with those of the others up to now, and takes what is
-/// lacking here. Once is enough; it happens by itself every minute, of what is older than half a minute.
+/// lacking here. Once is enough; it happens by itself every quarter of an hour, of what is older than half a minute.
 pub(crate) async fn repair(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
     check_operator(&app, &headers)?;
     let authority = authority(&app)?;

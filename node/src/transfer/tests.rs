@@ -12,7 +12,7 @@ use saturn_model::{
 use saturn_proto::peer::peer_server::PeerServer;
 use saturn_replication::PlacementHandle;
 use saturn_ring::{ClusterId, Generation, Liveness, Member, MemberState, Placement, PlacementMember, Zone};
-use saturn_storage::EngineOptions;
+use saturn_storage::{EngineOptions, WINDOW_MS};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -26,7 +26,6 @@ use crate::replica::Replica;
 use crate::rpc_auth::Token;
 
 const SHARD: ShardId = ShardId(2);
-const WINDOW_MS: i64 = 7_200_000;
 
 fn node_id(name: &str) -> NodeId {
     NodeId::new(name).expect("valid")
