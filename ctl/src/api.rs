@@ -99,6 +99,17 @@ impl Api {
         self.open(request.header("Authorization", &self.authorization)).await
     }
 
+    /// Gets a report that only somebody gets who knows the cluster's secret.
+    pub(crate) async fn report_to_operator<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> anyhow::Result<T> {
+        let request = self.http.get(format!("{}{path}", self.address)).query(query);
+        let envelope = self.open(request.header("Authorization", &self.authorization)).await?;
+        serde_json::from_value(envelope.data).context("the node answers something else: is it a Saturn node?")
+    }
+
     async fn open(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Envelope> {
         let reply = request.send().await.with_context(|| {
             format!("cannot reach {} (--address or SATURN_ADDRESS names the node to ask)", self.address)

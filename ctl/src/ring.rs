@@ -138,12 +138,16 @@ pub(crate) struct How {
 #[derive(Subcommand)]
 pub(crate) enum ShardCommand {
     /// All shards: epoch, nodes, moves.
-    Ls,
+    Ls {
+        /// Digest what the asked node holds of each; equal where the samples are. Reads all of it, and needs the secret.
+        #[arg(long)]
+        digest: bool,
+    },
     /// One shard, with its history.
     Show {
         /// Its number.
         shard: u16,
-        /// Digest what the asked node holds of it; equal where the samples are. Reads all of it.
+        /// Digest what the asked node holds of it; equal where the samples are. Reads all of it, and needs the secret.
         #[arg(long)]
         digest: bool,
     },
@@ -390,23 +394,24 @@ fn progress_bar(done: usize, all: usize, under_way: usize) -> String {
 }
 
 pub(crate) async fn shards(api: &Api, command: &ShardCommand, output: Output) -> anyhow::Result<ExitCode> {
-    let form = match command {
-        ShardCommand::Ls => vec![],
-        ShardCommand::Show { shard, digest } => {
-            vec![("shard", shard.to_string()), ("digest", digest.to_string())]
-        }
+    let (mut form, digest) = match command {
+        ShardCommand::Ls { digest } => (vec![], *digest),
+        ShardCommand::Show { shard, digest } => (vec![("shard", shard.to_string())], *digest),
     };
-    let reports: Vec<ShardReport> = api.report_of("/api/v1/status/shards", None, &form).await?;
+    let path = "/api/v1/status/shards";
+    let reports: Vec<ShardReport> = if digest {
+        form.push(("digest", "true".to_owned()));
+        api.report_to_operator(path, &form).await?
+    } else {
+        api.report_of(path, None, &form).await?
+    };
     match (output, command) {
         (Output::Json, _) => println!("{}", serde_json::to_string_pretty(&reports)?),
-        (Output::Table, ShardCommand::Ls) => print!("{}", describe_shards(&reports)),
+        (Output::Table, ShardCommand::Ls { .. }) => print!("{}", describe_shards(&reports)),
         (Output::Table, ShardCommand::Show { .. }) => {
             let shard = reports.first().context("the node says nothing about the shard")?;
             print!("{}", describe_shards(&reports));
             println!("\n{} sealed windows", shard.sealed_windows);
-            if let Some(digest) = &shard.digest {
-                println!("digest of what the node holds: {digest}");
-            }
             if !shard.history.is_empty() {
                 print!("\n{}", describe_history(&shard.history, "EPOCH"));
             }
@@ -438,16 +443,22 @@ fn describe_shards(reports: &[ShardReport]) -> String {
             });
             format!("slot {} to {}: {}{}", moving.slot, moving.to, moving.step, progress.unwrap_or_default())
         });
-        vec![
+        let mut row = vec![
             report.shard.to_string(),
             report.epoch.to_string(),
             report.slots.join(" "),
             report.leader.clone().unwrap_or_else(|| "-".into()),
             moving.unwrap_or_else(|| "-".into()),
-        ]
+        ];
+        row.extend(report.digest.clone());
+        row
     };
     let rows: Vec<Vec<String>> = reports.iter().map(row).collect();
-    layout(&["SHARD", "EPOCH", "SLOTS", "LEADER", "MOVING"], &rows)
+    let mut heads = vec!["SHARD", "EPOCH", "SLOTS", "LEADER", "MOVING"];
+    if reports.iter().any(|report| report.digest.is_some()) {
+        heads.push("DIGEST");
+    }
+    layout(&heads, &rows)
 }
 
 fn describe(report: &RingReport) -> String {

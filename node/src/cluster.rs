@@ -124,7 +124,7 @@ pub(crate) async fn become_member(authority: &Authority, joining: &Joining) -> a
                 Err(error) => error.to_string(),
             },
         };
-        joining.waiting_for.send_replace(format!("the cluster to confirm this node: {why}"));
+        joining.waiting_for.send_replace(format!("waiting for the cluster to confirm this node: {why}"));
         tokio::time::sleep(CONFIRM_EVERY).await;
     }
 }

@@ -83,9 +83,10 @@ impl Mover {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let cleaner = self.clone();
         let cleaning = async move {
+            let mut staying = HashMap::new();
             loop {
                 tokio::time::sleep(CLEAN_EVERY).await;
-                cleaner.clean().await;
+                cleaner.clean(&mut staying).await;
             }
         };
         let taking = async {
@@ -238,16 +239,24 @@ impl Mover {
         }
     }
 
-    /// Deletes what this node has of shards that are others' now, once these hold the same.
-    async fn clean(&self) {
+    /// Deletes what this node has of shards that are others' now, once these hold the same. `staying`: why a shard was
+    /// not deleted the last time.
+    async fn clean(&self, staying: &mut HashMap<ShardId, String>) {
         let placement = self.authority.placement.load();
         for (shard, record) in (0..).map(ShardId).zip(&placement.shards) {
             if record.moving.is_some() || record.is_writer(&self.authority.me) {
+                staying.remove(&shard);
                 continue;
             }
-            if let Err(error) = self.clean_shard(shard, record).await {
-                let error = format!("{error:#}");
-                tracing::info!(%shard, error, "what is left of a shard stays for now");
+            match self.clean_shard(shard, record).await {
+                Ok(()) => _ = staying.remove(&shard),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    if staying.get(&shard) != Some(&error) {
+                        tracing::info!(%shard, error, "what is left of a shard stays for now");
+                        staying.insert(shard, error);
+                    }
+                }
             }
         }
     }
@@ -259,8 +268,7 @@ impl Mover {
         if standing.as_ref().is_some_and(|standing| standing.leads) {
             return Ok(());
         }
-        let engine = self.engine.clone();
-        if tokio::task::spawn_blocking(move || !engine.snapshot(shard).windows().is_empty()).await? {
+        if self.engine.holds_shard(shard) {
             self.compare(shard, record).await?;
             let (engine, placement) = (self.engine.clone(), Arc::clone(&self.authority.placement));
             let epoch = record.epoch;

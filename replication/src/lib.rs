@@ -10,8 +10,8 @@
 //! Invariants: a write is acked when, and only when, a quorum of each of its shards' replicas stored every
 //! series under one epoch; a read says which shards it does not cover.
 //!
-//! This crate never sees the storage engine, gRPC, HTTP or configuration. It does not repair replicas and
-//! keeps no hints: a replica that missed a write lacks it until it is sent again.
+//! This crate never sees the storage engine, gRPC, HTTP or configuration. It keeps no hints: a replica that
+//! missed a write lacks it until it is sent again, or the node compares its replicas (`node/src/repair.rs`).
 
 mod cardinality;
 mod coordinator;

@@ -369,6 +369,12 @@ impl Engine {
         known.notes.lock().export(shard, chunk_bytes)
     }
 
+    /// Whether this node has anything of the shard that [`Engine::drop_shard`] would remove: series, or samples. Looks
+    /// at no sample.
+    pub fn holds_shard(&self, shard: ShardId) -> bool {
+        self.inner.store.known_shard(shard).is_some_and(|shard| shard.holds_anything())
+    }
+
     /// Removes all that this node has of the shard: samples, series, exemplars, metadata, deletions. When this
     /// returns, that is durable; the space comes back with merges, at the latest with retention. What is appended or
     /// imported later is kept as in a shard that is new. Flushes all shards first. Blocks.

@@ -450,12 +450,16 @@ impl World {
 
     fn drop_shard(&mut self) {
         let shard = *self.random.pick(&[0, 1, 2].map(ShardId));
+        let in_shard = |(tenant, encoded): &Key| Fingerprint::of(tenant, encoded).shard(SHARDS) == shard;
+        let has_samples = self.model.iter().any(|(key, samples)| in_shard(key) && !samples.is_empty());
+        assert!(!has_samples || self.engine().holds_shard(shard));
         let armed = self.arm();
         let done = self.engine().drop_shard(shard);
+        assert!(done.is_err() || !self.engine().holds_shard(shard));
         if self.settle(done, armed) && armed != Some(DROPPED) {
             return;
         }
-        self.model.retain(|(tenant, encoded), _| Fingerprint::of(tenant, encoded).shard(SHARDS) != shard);
+        self.model.retain(|key, _| !in_shard(key));
     }
 
     fn selection(&mut self, tenants: &[&str]) -> Selection {

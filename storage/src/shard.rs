@@ -492,6 +492,13 @@ impl Shard {
         Cleared { segments: before.segments, samples, bytes }
     }
 
+    /// Whether there are series or samples.
+    pub(crate) fn holds_anything(&self) -> bool {
+        let head = self.head.lock();
+        let is_empty = head.ordinals.is_empty() && head.flushing.is_none() && head.segments.is_empty();
+        !is_empty || self.index.read().len() > 0
+    }
+
     /// What is live on disk.
     #[expect(clippy::type_complexity, reason = "two lists")]
     pub(crate) fn segments_and_tombstones(&self) -> (Arc<Vec<Arc<Segment>>>, Arc<Vec<Arc<Tombstone>>>) {

@@ -104,8 +104,8 @@ async fn equal_replicas(cluster: &Cluster, alive: &[usize]) -> Result<()> {
         let mut digests: BTreeMap<(u64, String), String> = BTreeMap::new();
         let mut slots: BTreeMap<u64, Vec<String>> = BTreeMap::new();
         for index in alive {
-            let endpoint = cluster.endpoint(*index, TENANT);
-            let shards = endpoint.data("/api/v1/status/shards", &[("digest", "true")]).await?;
+            let shards = saturnctl(cluster, *index, &["-o", "json", "shard", "ls", "--digest"])?;
+            let shards: Value = serde_json::from_str(&shards).context("saturnctl shard ls")?;
             for shard in shards.as_array().context("shards")? {
                 let number = shard["shard"].as_u64().context("number")?;
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -105,6 +105,7 @@ async fn saturnctl_shows_a_whole_and_a_damaged_cluster() -> Result<()> {
     eventually("all nodes see all nodes", DETECTION_LIMIT, async || check_whole_ring(&cluster).map(Some))
         .await?;
     check_queries(&cluster, now)?;
+    check_digests(&cluster).await?;
     let text = success(&cluster, 0, &["doctor"])?;
     for word in ["node-1", "node-2", "node-3", "clock", "disk"] {
         ensure!(text.to_lowercase().contains(word), "{word} is not in:\n{text}");
@@ -133,6 +134,28 @@ async fn saturnctl_shows_a_whole_and_a_damaged_cluster() -> Result<()> {
     })
     .await?;
     cluster.finish().await
+}
+
+/// Digests are equal on all nodes, and for the operator only.
+async fn check_digests(cluster: &Cluster) -> Result<()> {
+    let digests = success(cluster, 0, &["shard", "ls", "--digest"])?;
+    ensure!(digests.contains("DIGEST"), "{digests}");
+    let of = |index| {
+        let text = success(cluster, index, &["-o", "json", "shard", "ls", "--digest"])?;
+        let shards: Vec<Value> = serde_json::from_str(&text)?;
+        let digests = shards.iter().map(|shard| shard["digest"].as_str().map(str::to_owned));
+        digests.collect::<Option<Vec<String>>>().context("a shard has no digest")
+    };
+    // The third replica stores what two have acknowledged a moment later.
+    eventually("the replicas are equal", DETECTION_LIMIT, async || {
+        ensure!(of(0)? == of(1)? && of(1)? == of(2)?, "the replicas differ");
+        Ok(Some(()))
+    })
+    .await?;
+    let path = "/api/v1/status/shards";
+    let reply = cluster.endpoint(0, TENANT).get(path, &[("digest", "true")]).await?;
+    ensure!(reply.status == 401 && reply.text.contains("secret"), "{reply:?}");
+    Ok(())
 }
 
 fn check_queries_of_survivors(cluster: &Cluster, now: i64) -> Result<()> {

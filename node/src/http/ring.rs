@@ -1,7 +1,7 @@
 //! The operator's view of who owns what, and the doors to change it.
 //!
-//! Looking is free. Changing takes the `Authorization` header of somebody who knows the cluster's secret
-//! (`saturn_proto::operator`). What would lose data or a quorum is refused unless `force=true` is given.
+//! Looking is free where it is cheap. Changing, and having shards digested, takes the `Authorization` header of
+//! somebody who knows the cluster's secret (`saturn_proto::operator`). What would lose data or a quorum is refused unless `force=true` is given.
 
 use std::sync::Arc;
 
@@ -241,8 +241,16 @@ pub(crate) async fn history(State(app): State<Arc<App>>) -> Result<Response, Api
 }
 
 /// `GET /api/v1/status/shards`: all shards, or the one that `shard` names; with `digest=true` what this node holds of
-/// them is digested, which reads all of it.
-pub(crate) async fn shards(State(app): State<Arc<App>>, params: Params) -> Result<Response, ApiError> {
+/// them is digested, which reads all of it and so is for the operator only.
+pub(crate) async fn shards(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let is_digest_wanted = params.get("digest") == Some("true");
+    if is_digest_wanted {
+        check_operator(&app, &headers)?;
+    }
     let authority = authority(&app)?;
     let placement = authority.placement.load();
     let wanted = params.get("shard").map(str::parse::<u16>).transpose();
@@ -267,7 +275,7 @@ pub(crate) async fn shards(State(app): State<Arc<App>>, params: Params) -> Resul
     let all = (0..).map(ShardId).zip(&placement.shards);
     let mut reports: Vec<ShardReport> =
         all.filter(|(shard, _)| wanted.is_none_or(|wanted| wanted == shard.0)).map(report).collect();
-    if params.get("digest") == Some("true") {
+    if is_digest_wanted {
         let transfers = serving(&app)?.mover.transfers();
         for report in &mut reports {
             let digests = transfers.local_digests(ShardId(report.shard), &Windows::all()).await;
