@@ -1,6 +1,7 @@
 //! Real `saturn` processes on loopback.
 
 use std::ffi::OsStr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -16,6 +17,9 @@ use crate::{Endpoint, SaturnBinaries, Signal, Tolerance};
 
 /// How long a node may take from its start until it can serve.
 const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// The setting of a node's environment that says at which step it dies.
+const DIE_AT: &str = "SATURN_DIE_AT";
 
 /// What a cluster shall be like.
 #[derive(Debug, Default)]
@@ -193,14 +197,29 @@ impl Cluster {
         self.nodes[index].logs.iter().map(read).collect()
     }
 
+    /// Runs `saturnctl` against a node; it must succeed. Returns what it printed.
+    pub fn saturnctl(&self, index: usize, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.binaries.saturnctl);
+        command.arg("--address").arg(self.url(index)).args(args);
+        let output = command.output().with_context(|| format!("{command:?}"))?;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "saturnctl {args:?} ended with {}:\n{out}{err}", output.status);
+        Ok(out.into_owned())
+    }
+
     /// Starts a node without waiting for it.
     pub fn spawn(&mut self, index: usize) -> Result<()> {
+        self.start_process(index, None)
+    }
+
+    fn start_process(&mut self, index: usize, dies_at: Option<&str>) -> Result<()> {
         let folder = self.folder().to_owned();
         let node = &mut self.nodes[index];
         ensure!(node.process.is_none(), "{} runs already", node.id);
         let log = folder.join(format!("{}.{}.log", node.id, node.logs.len() + 1));
         let mut command = saturn_command(&self.binaries.saturn);
         command.arg("--data-dir").arg(&node.data_dir).args(&node.args);
+        command.envs(dies_at.map(|step| (DIE_AT, step)));
         node.process = Some(Process::spawn(&node.id, &mut command, &log)?);
         node.logs.push(log);
         Ok(())
@@ -268,6 +287,27 @@ impl Cluster {
     pub async fn restart(&mut self, index: usize) -> Result<()> {
         self.spawn(index)?;
         self.wait_node_ready(index).await
+    }
+
+    /// Kills a node and starts it so that it dies at the first time that it comes to a step of a move
+    /// (`saturn_ring::steps`); waits until it can serve.
+    pub async fn restart_to_die(&mut self, index: usize, step: &str) -> Result<()> {
+        self.kill9(index)?;
+        self.start_process(index, Some(step))?;
+        self.wait_node_ready(index).await
+    }
+
+    /// Waits until a node has died at the step that it was started for; any other end is an error.
+    pub async fn wait_death(&mut self, index: usize, step: &str, limit: Duration) -> Result<()> {
+        let process = self.process(index)?;
+        let status = process.wait_end(limit).await.context("did not come to the step")?;
+        let log = process.log_tail();
+        ensure!(
+            status.signal() == Some(libc::SIGKILL) && log.contains(&format!("dies at {step:?}")),
+            "ended with {status}:\n{log}"
+        );
+        self.nodes[index].process = None;
+        Ok(())
     }
 
     /// Starts all nodes that do not run, and waits until they can serve.

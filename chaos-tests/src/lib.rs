@@ -9,6 +9,8 @@
 //! * [`crash`]: the load and the check of the storage engine's crash tests.
 //! * [`remote_write`]: requests, right and wrong ones.
 //! * [`Writer`], [`History`]: load whose samples say who sent them, and the check that all acked ones are there.
+//! * [`Reader`]: asks for all of them meanwhile, and believes an answer that calls itself complete.
+//! * [`placement`]: what shards that move come to.
 //!
 //! Everything listens on loopback only. Every wait has a limit and polls; nothing sleeps for a fixed time.
 //! A value of any type here that owns a process ends it when it is dropped, by its process id.
@@ -22,9 +24,11 @@ mod exporter;
 mod history;
 mod logs;
 mod peers;
+pub mod placement;
 mod ports;
 mod power_cut;
 mod process;
+mod reader;
 pub mod remote_write;
 mod wait;
 mod writer;
@@ -40,5 +44,6 @@ pub use peers::{NodeExporter, Prometheus, PrometheusOptions};
 pub use ports::free_ports;
 pub use power_cut::PowerCutDisk;
 pub use process::{Process, Signal, resident_bytes};
+pub use reader::Reader;
 pub use wait::{eventually, now_ms};
 pub use writer::{Writer, WriterOptions};

@@ -483,9 +483,13 @@ fn describe(report: &RingReport) -> String {
         .collect();
     let cluster = report.cluster.as_deref().unwrap_or("not formed yet");
     let mut text = format!(
-        "cluster {cluster}, {} shards, replication factor {}\n\n",
+        "cluster {cluster}, {} shards, replication factor {}",
         report.shards, report.replication_factor
     );
+    if let Some(leader) = &report.leader {
+        text += &format!(", led by {leader}");
+    }
+    text += "\n\n";
     text += &layout(&["ID", "ZONE", "STATE", "STANDING", "SHARDS OWNED", "SINCE", "HTTP"], &rows);
     text.push('\n');
     text += &match (report.shards_without_quorum, report.under_replicated_shards) {
@@ -538,6 +542,7 @@ mod tests {
             moves_under_way: 0,
             moves_planned: Some(0),
             is_paused: false,
+            leader: Some("n1".into()),
             members: vec![member("n1", "alive"), member("n2", "down")],
         }
     }
@@ -546,7 +551,7 @@ mod tests {
     fn the_table_says_what_matters() {
         assert_eq!(
             describe(&report()),
-            "cluster c, 64 shards, replication factor 3\n\n\
+            "cluster c, 64 shards, replication factor 3, led by n1\n\n\
              ID  ZONE  STATE  STANDING  SHARDS OWNED  SINCE                 HTTP\n\
              n1  a     alive  active    64            2026-01-01T00:00:00Z  127.0.0.1:9090\n\
              n2  a     down   active    64            2026-01-01T00:00:00Z  127.0.0.1:9090\n\n\

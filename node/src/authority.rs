@@ -12,6 +12,7 @@ use saturn_ring::{
 
 use crate::clock;
 use crate::raft::{Command, GroupId, Groups, ProposeError, Voter};
+use crate::steps;
 
 /// How long a proposal looks for a leader.
 const LOOK_FOR_LEADER: Duration = Duration::from_secs(15);
@@ -44,10 +45,14 @@ impl Authority {
         step: RecordStep,
     ) -> anyhow::Result<ShardRecord> {
         let next = record.after(&step)?;
-        let command = ShardCommand::Step { at_ms: clock::unix_ms(), epoch: record.epoch, step };
+        steps::reach_in(&step, "asked");
+        let at_ms = clock::unix_ms();
+        let command = ShardCommand::Step { at_ms, epoch: record.epoch, step: step.clone() };
         self.propose(shard.into(), Command::Shard(command)).await?;
+        steps::reach_in(&step, "decided");
         let (placement, adopted) = (Arc::clone(&self.placement), next.clone());
         tokio::task::spawn_blocking(move || placement.adopt(shard, adopted)).await??;
+        steps::reach_in(&step, "adopted");
         Ok(next)
     }
 

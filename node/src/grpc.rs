@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::raft::{Founding, GroupId, Groups, Voter};
 use crate::replica::Replica;
 use crate::transfer::source;
-use crate::{cluster, wire};
+use crate::{cluster, steps, wire};
 
 /// Size at which an answer's frame is sent.
 const FRAME_BYTES: usize = 1 << 20;
@@ -221,6 +221,7 @@ impl Peer for PeerService {
         let adopt = tokio::task::spawn_blocking(move || handle.adopt(shard, record));
         let adopted = adopt.await.map_err(|e| Status::internal(e.to_string()))?;
         adopted.map_err(|e| Status::failed_precondition(e.to_string()))?;
+        steps::reach("source: record adopted");
         Ok(Response::new(peer::PushRecordReply {}))
     }
 

@@ -5,6 +5,7 @@
 //!   [`http`]: its listeners.
 //! * [`replica`]: this node as one of three; [`peers`]: the others; [`transfer`]: whole shards between them.
 //! * [`demo`]: a whole cluster on this machine.
+//! * [`steps`]: where tests let a node die in the middle of a move.
 
 mod authority;
 mod clock;
@@ -30,6 +31,7 @@ mod rpc_auth;
 mod secrets;
 mod server;
 mod shepherd;
+mod steps;
 mod transfer;
 mod wire;
 mod write_path;
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         let stop = stop_signal();
         logging::start(&config.log_level, config.log_format)?;
         demo::die_with_parent_if_child();
+        steps::arm()?;
         server::serve(config, stop).await
     }))
 }

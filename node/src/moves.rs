@@ -19,6 +19,7 @@ use crate::authority::Authority;
 use crate::clock;
 use crate::raft::GroupId;
 use crate::repair::{Comparison, latest_windows};
+use crate::steps;
 use crate::transfer::{Progress, Transfers, WindowDigests, Windows, differing_windows};
 
 /// Time between two looks at the placement.
@@ -158,7 +159,9 @@ impl Mover {
         moving: &SlotMove,
         progress: &watch::Sender<Progress>,
     ) -> anyhow::Result<()> {
+        steps::reach("fetch: begin adopted");
         let fenced = self.fence(shard, record).await?;
+        steps::reach("fetch: fenced");
         let leaving = &record.slots[usize::from(moving.slot)];
         let from: Vec<&NodeId> = if fenced.contains(leaving) {
             vec![leaving]
@@ -182,6 +185,7 @@ impl Mover {
             pulled.with_context(|| format!("cannot fetch the shard from {source}"))?;
             sources.insert(source.clone());
         }
+        steps::reach("fetch: fetched");
         self.complete(shard, record, &fenced).await;
         ensure!(
             record.covered_by(moving.slot, &sources),
@@ -270,12 +274,14 @@ impl Mover {
         }
         if self.engine.holds_shard(shard) {
             self.compare(shard, record).await?;
+            steps::reach("clean: compared");
             let (engine, placement) = (self.engine.clone(), Arc::clone(&self.authority.placement));
             let epoch = record.epoch;
             // The shard may be on its way back already: then what comes is not to be deleted.
             let drop = move || placement.while_at(shard, epoch, || engine.drop_shard(shard));
             let dropped = tokio::task::spawn_blocking(drop).await?;
             dropped.context("the shard's record has changed meanwhile")??;
+            steps::reach("clean: dropped");
             tracing::info!(%shard, "deleted what was left of a shard that others hold");
         }
         self.authority.groups.leave(group).await;

@@ -32,6 +32,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::steps;
+
 pub(crate) use network::{Control, Founding};
 use state::{Saved, StateMachine};
 
@@ -250,7 +252,8 @@ impl Groups {
         if self.groups.read().contains_key(&id) {
             return Ok(());
         }
-        let (machine, saved) = StateMachine::open(id, Arc::clone(&self.log), Arc::clone(&self.changes))
+        let (log, changes) = (Arc::clone(&self.log), Arc::clone(&self.changes));
+        let (machine, saved) = StateMachine::open((id, self.me), log, changes)
             .with_context(|| format!("cannot read the state of {id}"))?;
         let raft = Raft::new(
             self.me,
@@ -394,6 +397,7 @@ impl Groups {
             {
                 let added = group.raft.add_learner(*new, EmptyNode::new(), false).await;
                 added.map_err(|e| self.write_error(e))?;
+                steps::reach_in_voters(id.shard(), "learner added");
             }
             if known.voters != voters || known.is_joint {
                 let change = ChangeMembers::ReplaceAllVoters(voters.clone());

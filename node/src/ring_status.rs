@@ -17,7 +17,7 @@ use saturn_ring::{
 use tokio::sync::watch;
 
 use crate::gossip::View;
-use crate::raft::Groups;
+use crate::raft::{GroupId, Groups};
 
 /// Puts placement and gossip together when asked.
 #[derive(Clone)]
@@ -58,8 +58,15 @@ impl RingStatus {
                 .map_or(0, |p| p.shards.iter().filter(|record| record.moving.is_some()).count()),
             moves_planned: placement.map_or(Some(0), |p| p.plan().ok().map(|plan| plan.len())),
             is_paused: self.groups.get().and_then(|g| g.cluster_meta()).is_some_and(|meta| meta.is_paused),
+            leader: self.leader(),
             members: members.collect(),
         }
+    }
+
+    fn leader(&self) -> Option<String> {
+        let groups = self.groups.get()?;
+        let leader = groups.name_of(groups.standing(GroupId::CLUSTER)?.leader);
+        leader.map(|id| id.to_string())
     }
 
     fn member_report(

@@ -30,7 +30,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Status};
 
 use crate::peers::NodePeers;
-use crate::wire;
+use crate::{steps, wire};
 use pace::Pace;
 
 /// Largest message of a stream: a frame and what is around it; or the list of a shard's windows.
@@ -428,6 +428,7 @@ impl<'a> Pull<'a> {
         got.samples += samples;
         got.bytes += size as u64;
         self.hand_over(Work::Samples(chunk), size).await?;
+        steps::reach("fetch: frame received");
         self.cursor = Some(next);
         self.transfers.received_samples.inc_by(samples);
         self.progress.send_modify(|progress| {
@@ -482,6 +483,7 @@ fn import(engine: &Engine, shard: ShardId, mut inbox: mpsc::Receiver<Work>) -> R
         }
         if is_last || weight >= IMPORT_SAMPLES {
             new_series += importer.ingest(&waiting)?.new_series;
+            steps::reach("fetch: batch stored");
             waiting.clear();
             weight = 0;
         }

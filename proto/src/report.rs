@@ -25,6 +25,9 @@ pub struct RingReport {
     pub moves_planned: Option<usize>,
     /// Whether the operator stopped moves from beginning.
     pub is_paused: bool,
+    /// Who leads the member list, and so begins moves; `None` if the asked node takes no part in keeping it, or does not
+    /// know.
+    pub leader: Option<String>,
     /// Everybody in the placement or ever heard of, by id.
     pub members: Vec<MemberReport>,
 }

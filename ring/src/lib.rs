@@ -24,6 +24,7 @@ mod record;
 mod seal;
 mod shard_meta;
 mod shuffle;
+pub mod steps;
 
 pub use action::{Action, ConflictWinner, Dropped, MembershipConfig, MembershipEvent};
 pub use cluster_meta::{ClusterChange, ClusterCommand, ClusterMeta, MemberChange, MemberError};

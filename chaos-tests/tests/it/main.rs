@@ -20,6 +20,7 @@
 //! * `shuffle`: tenants on few shards, whose number changes while their samples are kept.
 //! * `start`: a node that replays its log says so.
 //! * `moves`: nodes join, drain, die and are replaced under load; shards move, and nothing acked is lost or missed.
+//! * `move_steps`: a participant of a move dies at every named step of it, comes back, and the move goes on by itself.
 //! * `demo`: `saturn demo` comes up, answers, and leaves nothing behind.
 
 mod ack;
@@ -34,6 +35,7 @@ mod guests;
 mod harness;
 mod histograms;
 mod hostile;
+mod move_steps;
 mod moves;
 mod offline;
 mod operator;

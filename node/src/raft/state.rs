@@ -12,11 +12,12 @@ use openraft::{
     StorageIOError, StoredMembership,
 };
 use parking_lot::RwLock;
-use saturn_ring::{ClusterMeta, ShardMeta};
+use saturn_ring::{ClusterMeta, ShardCommand, ShardMeta};
 use saturn_storage::{Change, Durable, GroupLog};
 use serde::{Deserialize, Serialize};
 
 use super::{Applied, Changes, Command, GroupId, Types, Voter};
+use crate::steps;
 
 /// Row of the state.
 const STATE: u8 = 2;
@@ -76,6 +77,7 @@ fn encode(saved: &Saved) -> Result<Vec<u8>, Failure> {
 #[derive(Clone)]
 pub(super) struct StateMachine {
     group: GroupId,
+    me: Voter,
     log: Arc<GroupLog>,
     saved: Arc<RwLock<Saved>>,
     changes: Arc<Changes>,
@@ -84,7 +86,7 @@ pub(super) struct StateMachine {
 impl StateMachine {
     /// The state as it was written last, shared with the caller.
     pub(super) fn open(
-        group: GroupId,
+        (group, me): (GroupId, Voter),
         log: Arc<GroupLog>,
         changes: Arc<Changes>,
     ) -> anyhow::Result<(Self, Arc<RwLock<Saved>>)> {
@@ -102,7 +104,21 @@ impl StateMachine {
             }
         };
         let saved = Arc::new(RwLock::new(saved));
-        Ok((Self { group, log, saved: Arc::clone(&saved), changes }, saved))
+        Ok((Self { group, me, log, saved: Arc::clone(&saved), changes }, saved))
+    }
+
+    /// The steps that an entry means for the leader that wrote it: it is committed, and nobody was told yet.
+    fn pass(&self, entry: &Entry<Types>) {
+        match &entry.payload {
+            _ if entry.log_id.leader_id.node_id != self.me => {}
+            EntryPayload::Normal(Command::Shard(ShardCommand::Step { step, .. })) => {
+                steps::reach_in(step, "committed");
+            }
+            EntryPayload::Membership(voters) if voters.get_joint_config().len() > 1 => {
+                steps::reach_in_voters(self.group.shard(), "joint");
+            }
+            EntryPayload::Normal(_) | EntryPayload::Membership(_) | EntryPayload::Blank => {}
+        }
     }
 
     async fn save(&self, durable: Durable) -> Result<(), Failure> {
@@ -143,6 +159,7 @@ impl RaftStateMachine<Types> for StateMachine {
         {
             let mut saved = self.saved.write();
             for entry in entries {
+                self.pass(&entry);
                 saved.applied = Some(entry.log_id);
                 replies.push(match entry.payload {
                     EntryPayload::Blank => Applied { refusal: None },

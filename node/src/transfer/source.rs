@@ -20,7 +20,7 @@ use tonic::Status;
 
 use super::{WindowDigests, Windows};
 use crate::replica::Replica;
-use crate::wire;
+use crate::{steps, wire};
 
 /// Shards that a node gives out, or computes digests of, at the same time.
 const STREAMS_MAX: usize = 8;
@@ -163,6 +163,7 @@ fn give_out(
         sent.samples += super::samples_of(&chunk);
         sent.bytes += bytes.len() as u64;
         send(Part::Samples(bytes.into()))?;
+        steps::reach("source: frame sent");
     }
     drop(snapshot);
     for notes in replica.engine.export_notes(shard, chunk_bytes) {
