@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use prometheus_client::registry::Registry;
-use saturn_model::{FingerprintCache, ShardId, TenantId, TimestampMs};
-use saturn_storage::{Engine, EngineOptions, ExportScope, StorageError, WINDOW_MS};
+use saturn_model::{FingerprintCache, ShardId, TenantId, TimestampMs, WINDOW_MS};
+use saturn_storage::{Engine, EngineOptions, ExportScope, StorageError};
 
 use crate::Load;
 use crate::engine::{FINGERPRINTS_MAX, SHARDS, append, cut};
@@ -114,7 +114,7 @@ fn take(from: &Engine, to: &Engine) -> Result<BackfillFigures> {
     let mut figures = BackfillFigures { samples: 0, cpu_seconds: 0.0, head_bytes_max: to.stats().head_bytes };
     for shard in (0..SHARDS).map(ShardId) {
         let snapshot = from.snapshot(shard);
-        let mut importer = to.importer(shard)?;
+        let mut importer = to.importer(shard, 0)?;
         let mut export = snapshot.export(ExportScope::Shard, None, CHUNK_BYTES)?;
         loop {
             let chunks = export.by_ref().take(CHUNKS).collect::<Result<Vec<_>, _>>()?;

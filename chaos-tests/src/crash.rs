@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use prometheus_client::registry::Registry;
-use saturn_model::{Fingerprint, Labels, MatchOp, Matcher, Selection, ShardId, TenantId, TimestampMs};
+use saturn_model::{
+    Fingerprint, Labels, MatchOp, Matcher, Selection, ShardId, TenantId, TimestampMs, WINDOW_MS,
+};
 use saturn_storage::{Engine, EngineOptions, Retention, StepHook};
 
 /// Writers at the same time, so that one fdatasync covers several appends.
@@ -30,7 +32,6 @@ const STEP_MS: i64 = 291_000;
 /// A lane's series are replaced by new ones after so many samples.
 const SERIES_LIFE: u64 = 100;
 const SHARDS: u16 = 4;
-const WINDOW_MS: i64 = 7_200_000;
 /// Windows that samples of the first tenant are kept; the second tenant's are kept half as long.
 const WINDOWS_KEPT: i64 = 6;
 

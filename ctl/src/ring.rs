@@ -412,6 +412,9 @@ pub(crate) async fn shards(api: &Api, command: &ShardCommand, output: Output) ->
             let shard = reports.first().context("the node says nothing about the shard")?;
             print!("{}", describe_shards(&reports));
             println!("\n{} sealed windows", shard.sealed_windows);
+            if shard.deletions > 0 {
+                println!("{} deletions that not all of its nodes are known to have done", shard.deletions);
+            }
             if !shard.history.is_empty() {
                 print!("\n{}", describe_history(&shard.history, "EPOCH"));
             }

@@ -45,7 +45,8 @@ pub use limits::Limits;
 pub use matcher::{MatchOp, Matcher, MatcherError, compile_anchored_regex, translate_re2};
 pub use metadata::{MetricMetadata, MetricType};
 pub use sample::{
-    STALE_NAN_BITS, Sample, TimestampMs, float_beats_histogram, is_stale_nan, resolve, resolve_histograms,
+    STALE_NAN_BITS, Sample, TimestampMs, WINDOW_MS, float_beats_histogram, is_stale_nan, resolve,
+    resolve_histograms,
 };
 pub use series::{HistogramColumns, Selection, SeriesColumns, merge_columns, merge_histograms};
 pub use tenant::{InvalidTenant, TenantId};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use regex::{Regex, RegexBuilder};
 use regex_syntax::hir::{Class, Hir, HirKind};
+use serde::{Deserialize, Serialize};
 
 use crate::re2;
 
@@ -18,7 +19,8 @@ const REGEX_SIZE_BYTES_MAX: usize = 10 << 20;
 const LITERAL_VALUES_MAX: usize = 4096;
 
 /// How a matcher compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MatchOp {
     /// `=`
     Equal,
@@ -31,7 +33,8 @@ pub enum MatchOp {
 }
 
 /// One condition on one label. A missing label counts as the empty value.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(try_from = "WrittenMatcher", into = "WrittenMatcher")]
 pub struct Matcher {
     name: Arc<str>,
     op: MatchOp,
@@ -194,6 +197,28 @@ fn rest_of(hir: &Hir) -> Option<Rest> {
         (0, None) if any_char => Some(Rest::Anything),
         (1, None) if any_char => Some(Rest::Something),
         _ => None,
+    }
+}
+
+/// A matcher as it is stored.
+#[derive(Serialize, Deserialize)]
+struct WrittenMatcher {
+    name: String,
+    op: MatchOp,
+    value: String,
+}
+
+impl TryFrom<WrittenMatcher> for Matcher {
+    type Error = MatcherError;
+
+    fn try_from(written: WrittenMatcher) -> Result<Self, MatcherError> {
+        Self::new(&written.name, written.op, &written.value)
+    }
+}
+
+impl From<Matcher> for WrittenMatcher {
+    fn from(matcher: Matcher) -> Self {
+        Self { name: matcher.name().to_owned(), op: matcher.op, value: matcher.value().to_owned() }
     }
 }
 

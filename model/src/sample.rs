@@ -3,13 +3,20 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Histogram;
 
 /// The bits of the NaN that marks a series as stale (Prometheus, `model/value`).
 pub const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
 
+/// Length of a window in milliseconds: 2 h of samples are stored, compared and written down as equal together. Windows
+/// begin at multiples of it.
+pub const WINDOW_MS: i64 = 2 * 3600 * 1000;
+
 /// Milliseconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct TimestampMs(pub i64);
 
 impl fmt::Display for TimestampMs {

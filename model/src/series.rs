@@ -3,12 +3,14 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Histogram, Labels, Matcher, TenantId, TimestampMs, float_beats_histogram, resolve, resolve_histograms,
 };
 
 /// Which series and which time of one tenant a reader wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
     /// Whose series.
     pub tenant: TenantId,

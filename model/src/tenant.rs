@@ -6,11 +6,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// Longest tenant name, in bytes.
 const TENANT_NAME_BYTES_MAX: usize = 63;
 
 /// A checked tenant name: `[a-z0-9][a-z0-9_-]{0,62}`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TenantId(Arc<str>);
 
 /// Why a string is no tenant name.
@@ -21,6 +24,20 @@ pub struct TenantId(Arc<str>);
 pub struct InvalidTenant {
     /// The offending text, shortened to 80 characters.
     pub name: String,
+}
+
+impl TryFrom<String> for TenantId {
+    type Error = InvalidTenant;
+
+    fn try_from(name: String) -> Result<Self, InvalidTenant> {
+        Self::new(&name)
+    }
+}
+
+impl From<TenantId> for String {
+    fn from(tenant: TenantId) -> Self {
+        tenant.0.as_ref().to_owned()
+    }
 }
 
 impl TenantId {

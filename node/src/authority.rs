@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use saturn_model::{ShardId, TimestampMs};
+use saturn_model::{Selection, ShardId, TimestampMs};
 use saturn_replication::PlacementHandle;
 use saturn_ring::{
     ClusterCommand, Epoch, MemberChange, NodeId, Placement, RecordStep, ShardCommand, ShardRecord,
 };
+use uuid::Uuid;
 
 use crate::clock;
 use crate::raft::{Command, GroupId, Groups, ProposeError, Voter};
@@ -33,7 +34,7 @@ impl Authority {
     /// Has a change of the member list decided.
     pub(crate) async fn change_members(&self, change: MemberChange) -> Result<(), ProposeError> {
         let command = ClusterCommand { at_ms: clock::unix_ms(), change };
-        self.propose(GroupId::CLUSTER, Command::Cluster(command)).await
+        self.propose(GroupId::CLUSTER, Command::Cluster(command)).await.map(drop)
     }
 
     /// Has a step of a shard's move decided that follows `record`, and acts on it at once: returns the record that
@@ -65,12 +66,31 @@ impl Authority {
         digest: [u8; 32],
     ) -> Result<(), ProposeError> {
         let command = ShardCommand::Seal { epoch, window_ms: window.0, digest };
-        self.propose(shard.into(), Command::Shard(command)).await
+        self.propose(shard.into(), Command::Shard(command)).await.map(drop)
+    }
+
+    /// Has it decided that samples of a shard are deleted. Returns the record that says so, which is in force nowhere
+    /// before nodes adopt it.
+    pub(crate) async fn delete(
+        &self,
+        shard: ShardId,
+        id: Uuid,
+        selections: Vec<Selection>,
+    ) -> Result<ShardRecord, ProposeError> {
+        // A group that was never asked for anything may still be unfounded.
+        let first =
+            self.placement.load().record(shard).filter(|record| record.epoch == Epoch::FIRST).cloned();
+        if let Some(record) = first {
+            self.propose(shard.into(), Command::Shard(ShardCommand::Found(record))).await?;
+        }
+        let command = ShardCommand::Delete { id, selections };
+        let record = self.propose(shard.into(), Command::Shard(command)).await?;
+        record.ok_or_else(|| ProposeError::Unavailable("the leader did not say what follows".to_owned()))
     }
 
     /// Finds the group's leader and has it propose the command. A command whose outcome is unknown is proposed again,
     /// so it must be one that is refused or says nothing the second time.
-    async fn propose(&self, group: GroupId, command: Command) -> Result<(), ProposeError> {
+    async fn propose(&self, group: GroupId, command: Command) -> Result<Option<ShardRecord>, ProposeError> {
         let started = Instant::now();
         let mut last = ProposeError::Unavailable(format!("nobody leads the group of {group}"));
         while started.elapsed() < LOOK_FOR_LEADER {
@@ -83,7 +103,7 @@ impl Authority {
                     self.groups.control().propose(&node, group, &command).await
                 };
                 match outcome {
-                    Ok(()) => return Ok(()),
+                    Ok(record) => return Ok(record),
                     Err(ProposeError::Refused(text)) => return Err(ProposeError::Refused(text)),
                     Err(ProposeError::NotLeader(Some(leader))) if leader != node && hints < 3 => {
                         hints += 1;

@@ -16,6 +16,7 @@ use saturn_ring::{
     ClusterId, FormationDecision, FormationView, Member, MemberChange, MemberError, NodeId, Placement,
     PlacementMember, decide,
 };
+use saturn_storage::Engine;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
@@ -24,7 +25,7 @@ use crate::gossip::{Command, View};
 use crate::identity::DataDir;
 use crate::peers::Connections;
 use crate::raft::{GroupId, Groups, ProposeError, Voter};
-use crate::{shepherd, wire};
+use crate::{deletions, shepherd, wire};
 
 /// How often names of the join list are looked up again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(5);
@@ -66,8 +67,9 @@ pub(crate) async fn resolve(join: &[String]) -> Vec<SocketAddr> {
     addresses
 }
 
-/// Comes back with the placement to serve under.
-pub(crate) async fn establish(joining: &Joining) -> anyhow::Result<Arc<PlacementHandle>> {
+/// Comes back with the placement to serve under. Whatever it is changed to is in force once this node has done the
+/// deletions of its shards.
+pub(crate) async fn establish(joining: &Joining, engine: &Engine) -> anyhow::Result<Arc<PlacementHandle>> {
     let placement = match joining.data.load_placement()? {
         Some(placement) => placement,
         None => form_or_pull(joining).await?,
@@ -75,8 +77,11 @@ pub(crate) async fn establish(joining: &Joining) -> anyhow::Result<Arc<Placement
     check_shape(&placement, joining)?;
     let announce = Command::SetPlacement(placement.cluster, placement.version);
     joining.gossip.send(announce).await.context("the gossip task has ended")?;
-    let data = joining.data.clone();
-    let persist = move |placement: &Placement| Ok(data.save_placement(placement)?);
+    let (data, engine, me) = (joining.data.clone(), engine.clone(), joining.me.id.clone());
+    let persist = move |placement: &Placement| {
+        deletions::carry_out(&engine, &me, placement)?;
+        Ok(data.save_placement(placement)?)
+    };
     Ok(Arc::new(PlacementHandle::new(placement, persist)))
 }
 

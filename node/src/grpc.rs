@@ -148,14 +148,13 @@ impl Peer for PeerService {
         Ok(Response::new(wire::count_reply_message(replica.cardinality(request).await)))
     }
 
-    async fn erase(
+    async fn clean_tombstones(
         &self,
-        request: Request<peer::EraseRequest>,
-    ) -> Result<Response<peer::EraseReply>, Status> {
-        let message = request.into_inner();
-        let replica = self.replica(&message.cluster)?;
-        let request = wire::erase_request_from(&message).map_err(invalid)?;
-        Ok(Response::new(wire::erase_reply_message(replica.erase(request).await)))
+        request: Request<peer::CleanTombstonesRequest>,
+    ) -> Result<Response<peer::CleanTombstonesReply>, Status> {
+        let replica = self.replica(&request.into_inner().cluster)?;
+        replica.clean_tombstones().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        Ok(Response::new(peer::CleanTombstonesReply {}))
     }
 
     async fn stream_shard(

@@ -11,6 +11,7 @@ mod authority;
 mod clock;
 mod cluster;
 mod config;
+mod deletions;
 mod demo;
 mod exposition;
 mod gossip;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use parking_lot::Mutex;
-use saturn_model::{ShardId, TimestampMs};
+use saturn_model::{ShardId, TimestampMs, WINDOW_MS};
 use saturn_ring::{MoveStep, NodeId, RecordStep, ShardRecord, SlotMove};
-use saturn_storage::{Engine, WINDOW_MS};
+use saturn_storage::Engine;
 use tokio::sync::watch;
 
 use crate::authority::Authority;

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use saturn_proto::peer;
 use saturn_proto::peer::peer_client::PeerClient;
 use saturn_replication::{
-    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, EraseReply, EraseRequest, LabelsAnswer,
-    LabelsRequest, PeerError, Peers, SelectRequest, SelectSink, ShardReply,
+    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, LabelsAnswer, LabelsRequest, PeerError,
+    Peers, SelectRequest, SelectSink, ShardReply,
 };
 use saturn_ring::{ClusterId, NodeId, Placement};
 use tokio::sync::watch;
@@ -178,14 +178,14 @@ impl Peers for NodePeers {
         wire::count_reply(reply.into_inner())
     }
 
-    async fn erase(&self, to: &NodeId, request: EraseRequest) -> Result<EraseReply, PeerError> {
+    async fn clean_tombstones(&self, to: &NodeId) -> Result<(), PeerError> {
         if *to == self.replica.id {
-            return Ok(self.replica.erase(request).await);
+            return self.replica.clean_tombstones().await;
         }
         let mut client = self.client(to, Lane::Read)?;
-        let message = wire::erase_request(self.cluster_bytes(), &request);
-        let reply = client.erase(message).await.map_err(|e| wire::peer_error(&e))?;
-        wire::erase_reply(reply.into_inner())
+        let message = peer::CleanTombstonesRequest { cluster: self.cluster_bytes() };
+        client.clean_tombstones(message).await.map_err(|e| wire::peer_error(&e))?;
+        Ok(())
     }
 
     async fn push_placement(&self, to: &NodeId, placement: &Placement) -> Result<(), PeerError> {

@@ -25,7 +25,7 @@ use openraft::{ChangeMembers, EmptyNode, Raft, ServerState, SnapshotPolicy};
 use parking_lot::{Mutex, RwLock};
 use saturn_model::ShardId;
 use saturn_ring::{
-    ClusterCommand, ClusterMeta, Generation, NodeId, PlacementMember, ShardCommand, ShardMeta,
+    ClusterCommand, ClusterMeta, Generation, NodeId, PlacementMember, ShardCommand, ShardMeta, ShardRecord,
 };
 use saturn_storage::GroupLog;
 use serde::{Deserialize, Serialize};
@@ -114,10 +114,12 @@ pub(crate) enum Command {
 }
 
 /// What became of a command, the same on every replica.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Applied {
     /// Why it changed nothing.
     pub(crate) refusal: Option<String>,
+    /// The shard's record, once it is applied to a shard's group.
+    pub(crate) record: Option<ShardRecord>,
 }
 
 /// Why a command is not known to be applied.
@@ -142,7 +144,7 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    fn add(&self, group: GroupId) {
+    pub(crate) fn add(&self, group: GroupId) {
         self.groups.lock().insert(group);
         self.wake.notify_one();
     }
@@ -420,11 +422,16 @@ impl Groups {
     }
 
     /// Proposes a command to a group that this node leads; returns when it is applied here.
-    pub(crate) async fn propose(&self, id: GroupId, command: Command) -> Result<(), ProposeError> {
+    pub(crate) async fn propose(
+        &self,
+        id: GroupId,
+        command: Command,
+    ) -> Result<Option<ShardRecord>, ProposeError> {
         let group = self.group(id).ok_or(ProposeError::NotLeader(None))?;
         let write = async { group.raft.client_write(command).await.map_err(|e| self.write_error(e)) };
-        match timeout(write).await?.data.refusal {
-            None => Ok(()),
+        let applied = timeout(write).await?.data;
+        match applied.refusal {
+            None => Ok(applied.record),
             Some(refusal) => Err(ProposeError::Refused(refusal)),
         }
     }

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use saturn_model::{ShardId, TimestampMs};
+use saturn_model::{ShardId, TimestampMs, WINDOW_MS};
 use saturn_ring::{Epoch, NodeId, ShardRecord};
-use saturn_storage::{ExportCursor, WINDOW_MS};
+use saturn_storage::ExportCursor;
 use tokio::sync::watch;
 
 use crate::authority::Authority;
@@ -102,9 +102,9 @@ impl Repairer {
         until: TimestampMs,
         taken: &mut u64,
     ) -> anyhow::Result<()> {
-        let sealed = self.authority.groups.shard_meta(shard).map(|meta| meta.sealed).unwrap_or_default();
+        let meta = self.authority.groups.shard_meta(shard).unwrap_or_default();
         let mut windows = latest_windows(until);
-        windows.starts.retain(|start| !sealed.contains_key(&start.0));
+        windows.starts.retain(|start| !meta.is_sealed(start.0));
         let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), windows).await?;
         let (mut same, mut outcome) = (true, Ok(()));
         for node in record.slots.iter().filter(|node| **node != self.authority.me) {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use saturn_model::{Cardinality, MetricMetadata, SeriesColumns, ShardId};
 use saturn_replication::{
-    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Erase, EraseReply, EraseRequest,
-    LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, PlacementHandle, SelectRequest,
-    SelectSink, ShardRefusal, ShardReply,
+    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, LabelItems, LabelsAnswer,
+    LabelsQuestion, LabelsRequest, PeerError, PlacementHandle, SelectRequest, SelectSink, ShardRefusal,
+    ShardReply,
 };
 use saturn_ring::{Access, Epoch, Fence, NodeId, ShardRecord};
 use saturn_storage::{Engine, Listed, ReadLimits, StorageError};
@@ -174,32 +174,12 @@ impl Replica {
         read.await.unwrap_or_else(|e| all_failed(&shards, &e))
     }
 
-    /// Erases, unless sender and replica disagree about a shard. Blocking work: runs off the async threads.
-    pub(crate) async fn erase(&self, request: EraseRequest) -> EraseReply {
-        for (shard, epoch) in &request.shards {
-            match self.check(*shard, *epoch, Access::Write) {
-                Ok(()) => {}
-                Err(ShardRefusal::Behind) => return EraseReply::Behind,
-                Err(refusal) => return EraseReply::Failed(format!("shard {shard}: {refusal}")),
-            }
-            // What the shard's other replicas hand over may be from before the deletion.
-            if self.placement.load().record(*shard).is_some_and(|record| record.is_fetching(&self.id)) {
-                return EraseReply::Failed(format!("shard {shard} is moving here: erase again later"));
-            }
-        }
+    /// Gives back the space of deleted samples. Blocking work: runs off the async threads.
+    pub(crate) async fn clean_tombstones(&self) -> Result<(), PeerError> {
         let engine = self.engine.clone();
-        let erase = tokio::task::spawn_blocking(move || match request.what {
-            Erase::Series(selections) => {
-                let deleted = selections.iter().map(|selection| engine.delete_series(selection));
-                deleted.sum::<Result<u64, _>>()
-            }
-            Erase::Tombstones => engine.clean_tombstones().map(|()| 0),
-        });
-        match erase.await {
-            Ok(Ok(series)) => EraseReply::Done { series },
-            Ok(Err(error)) => EraseReply::Failed(error.to_string()),
-            Err(error) => EraseReply::Failed(format!("the erasing task failed: {error}")),
-        }
+        let cleaned = tokio::task::spawn_blocking(move || engine.clean_tombstones()).await;
+        let failed = |error: &dyn std::error::Error| PeerError::Failed(error.to_string());
+        cleaned.map_err(|e| failed(&e))?.map_err(|e| failed(&e))
     }
 
     /// Counts the series in memory of the shards whose epoch is current, off the async threads.

@@ -380,7 +380,7 @@ impl Node {
     }
 
     async fn join(&self, joining: &Joining) -> anyhow::Result<()> {
-        let placement = cluster::establish(joining).await?;
+        let placement = cluster::establish(joining, self.engine()).await?;
         // Each cell is filled here only, and once.
         let _ = self.placement.set(Arc::clone(&placement));
         let authority = self.authority(&placement).await?;

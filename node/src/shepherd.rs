@@ -17,11 +17,12 @@ use anyhow::{Context as _, bail};
 use parking_lot::Mutex;
 use saturn_model::ShardId;
 use saturn_proto::peer::PullPlacementRequest;
-use saturn_replication::{Adoption, MemberList, PlacementHandle};
+use saturn_replication::{AdoptError, Adoption, MemberList, PlacementHandle};
 use saturn_ring::{
-    Epoch, Liveness, MemberChange, NodeId, Placement, PlacementMember, ShardCommand, ShardRecord,
+    Epoch, Liveness, MemberChange, NodeId, Placement, PlacementMember, RecordStep, ShardCommand, ShardRecord,
 };
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::authority::Authority;
 use crate::raft::{Command, GroupId, Standing, Voter};
@@ -34,6 +35,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TURN: Duration = Duration::from_millis(1000);
 /// Time between two comparisons of the placement with some other node.
 const COMPARE_EVERY: Duration = Duration::from_secs(3);
+/// Pause after what was decided could not be stored.
+const ADOPT_AGAIN: Duration = Duration::from_secs(2);
+/// Pause between two attempts to have deletions forgotten.
+const SETTLE_AGAIN: Duration = Duration::from_secs(1);
 /// How long another node may take to hand over its placement.
 const PULL_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -50,11 +55,13 @@ pub(crate) struct Shepherd {
     leaderless: HashMap<GroupId, Leaderless>,
     /// Groups whose founding or voters are being worked on.
     busy: Arc<Mutex<HashSet<GroupId>>>,
+    /// Has deletions forgotten, while there are some.
+    settling: Option<JoinHandle<()>>,
 }
 
 impl Shepherd {
     pub(crate) fn new(authority: Authority) -> Self {
-        Self { authority, leaderless: HashMap::new(), busy: Arc::default() }
+        Self { authority, leaderless: HashMap::new(), busy: Arc::default(), settling: None }
     }
 
     /// Watches over the groups for ever.
@@ -68,11 +75,36 @@ impl Shepherd {
                 changed = view.changed() => if changed.is_err() { return },
             }
             self.found_groups();
+            self.settle_deletions();
             for id in self.authority.groups.ids() {
                 if let Some(standing) = self.authority.groups.standing(id) {
                     self.look_at(id, &standing).await;
                 }
             }
+        }
+    }
+
+    /// Sees to it that records forget the deletions that all nodes have done.
+    fn settle_deletions(&mut self) {
+        if self.settling.as_ref().is_some_and(|settling| !settling.is_finished()) {
+            return;
+        }
+        let placement = self.authority.placement.load();
+        let is_led = |shard: ShardId| self.authority.groups.standing(shard.into()).is_some_and(|s| s.leads);
+        let view = self.authority.groups.control().view();
+        let all_there = |record: &ShardRecord| {
+            let view = view.borrow();
+            record.writers().all(|node| *node == self.authority.me || view.is_alive(node))
+        };
+        let records = (0..).map(ShardId).zip(&placement.shards);
+        let listed = records.filter(|(_, record)| !record.deletions.is_empty() && all_there(record));
+        let led: Vec<(ShardId, ShardRecord)> = listed
+            .filter(|(shard, _)| is_led(*shard))
+            .map(|(shard, record)| (shard, record.clone()))
+            .collect();
+        if !led.is_empty() {
+            let authority = self.authority.clone();
+            self.settling = Some(tokio::spawn(async move { settle(&authority, led).await }));
         }
     }
 
@@ -187,14 +219,18 @@ impl Shepherd {
         if !self.busy.lock().insert(id) {
             return;
         }
-        let (groups, busy) = (Arc::clone(&self.authority.groups), Arc::clone(&self.busy));
+        let (authority, busy) = (self.authority.clone(), Arc::clone(&self.busy));
         tokio::spawn(async move {
             let done = match work {
-                Work::Found(command) => groups.propose(id, command).await,
-                Work::Voters(voters, learner) => groups.set_voters(id, voters, learner).await,
+                Work::Found(command) => {
+                    authority.groups.propose(id, command).await.map(drop).map_err(anyhow::Error::from)
+                }
+                Work::Voters(voters, learner) => {
+                    authority.groups.set_voters(id, voters, learner).await.map_err(anyhow::Error::from)
+                }
             };
             if let Err(error) = done {
-                tracing::info!(group = %id, %error, "a group's leader will try again");
+                tracing::info!(group = %id, error = format!("{error:#}"), "a group's leader will try again");
             }
             busy.lock().remove(&id);
         });
@@ -244,6 +280,32 @@ enum Work {
     Voters(BTreeSet<Voter>, Option<Voter>),
 }
 
+/// Has deletions forgotten that all nodes of their shards have done: of all shards that this node leads at once, as there
+/// are as many after a deletion.
+async fn settle(authority: &Authority, shards: Vec<(ShardId, ShardRecord)>) {
+    let nodes: BTreeSet<&NodeId> = shards.iter().flat_map(|(_, record)| record.writers()).collect();
+    let placement = authority.placement.load();
+    let push = async |node: &NodeId| {
+        if *node == authority.me {
+            return Some(node.clone());
+        }
+        let pushed = authority.groups.control().push_placement(node, &placement).await;
+        let failed = |error| tracing::debug!(%node, error, "a node did not say that it has done deletions");
+        pushed.map_err(failed).ok().map(|()| node.clone())
+    };
+    let known: BTreeSet<NodeId> =
+        futures::future::join_all(nodes.into_iter().map(push)).await.into_iter().flatten().collect();
+    let steps = shards.iter().filter(|(shard, record)| placement.record(*shard) == Some(record));
+    let steps = steps.map(async |(shard, record)| {
+        let known = known.clone();
+        if let Err(error) = authority.decide(*shard, record, RecordStep::Settle { known }).await {
+            tracing::debug!(%shard, error = format!("{error:#}"), "a shard's deletions are not settled yet");
+        }
+    });
+    futures::future::join_all(steps).await;
+    tokio::time::sleep(SETTLE_AGAIN).await;
+}
+
 /// The nodes as voters; `None` while one of them is not in the member list.
 fn voters_of(nodes: &[NodeId], members: &[PlacementMember]) -> Option<BTreeSet<Voter>> {
     let voter = |id: &NodeId| members.iter().find(|member| member.id == *id).map(Voter::from);
@@ -273,7 +335,17 @@ pub(crate) async fn follow(
                 let placement = Arc::clone(&authority.placement);
                 let adopt =
                     tokio::task::spawn_blocking(move || placement.adopt_all(&records, members.as_ref()));
-                adopt.await.context("adopting what was decided")?.context("cannot adopt what was decided")?
+                match adopt.await.context("adopting what was decided")? {
+                    // Others go on without this node; once there is space on the disk again, it follows.
+                    Err(error @ AdoptError::Persist(_)) => {
+                        let error = format!("{:#}", anyhow::Error::from(error));
+                        tracing::error!(error, "this node cannot act on what was decided; it will try again");
+                        changed.into_iter().for_each(|id| authority.groups.changes().add(id));
+                        tokio::time::sleep(ADOPT_AGAIN).await;
+                        Adoption::Known
+                    }
+                    adopted => adopted.context("cannot adopt what was decided")?,
+                }
             }
             _ = compare.tick() => {
                 turn += 1;

@@ -49,7 +49,7 @@ pub(crate) fn reach_in(step: &RecordStep, moment: &str) {
         RecordStep::Begin { .. } => "begin",
         RecordStep::Activate { .. } => "activate",
         RecordStep::Finish { .. } => "finish",
-        RecordStep::Abort => return,
+        RecordStep::Abort | RecordStep::Settle { .. } => return,
     };
     if fail::has_failpoints() {
         reach(&format!("{name}: {moment}"));

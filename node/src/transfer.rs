@@ -107,6 +107,9 @@ pub(crate) enum TransferError {
     /// The source must learn the shard's record first.
     #[error("the source holds an older record of the shard")]
     Behind,
+    /// Begin anew with the record that this node holds now.
+    #[error("this node holds another record of the shard by now")]
+    Changed,
     /// Take it from another node.
     #[error("the source fills no slot of the shard")]
     NotOwner,
@@ -200,7 +203,8 @@ impl Transfers {
         transfers
     }
 
-    /// Takes all that `source` has of the shard, which must hold exactly this epoch of the record and fill a slot.
+    /// Takes all that `source` has of the shard, which must hold exactly this epoch of the record and fill a slot; this
+    /// node must hold it as well, and have done the same deletions until the end.
     /// When this returns without an error, that is durable and visible here. After any return nothing more is stored.
     ///
     /// # Errors
@@ -229,7 +233,10 @@ impl Transfers {
     ) -> Result<Pulled, TransferError> {
         let (work, inbox) = mpsc::channel(FRAMES_WAITING_MAX);
         let engine = self.peers.replica.engine.clone();
-        let import = tokio::task::spawn_blocking(move || import(&engine, shard, inbox));
+        let placement = self.peers.replica.placement.load();
+        let record = placement.record(shard).filter(|record| record.epoch == epoch);
+        let deleted_through = record.ok_or(TransferError::Changed)?.deleted_through().0;
+        let import = tokio::task::spawn_blocking(move || import(&engine, (shard, deleted_through), inbox));
         let mut pull = Pull { cursor: from, ..Pull::new(self, (shard, epoch), source, progress, work) };
         let received = tokio::select! {
             received = pull.receive_all() => received,
@@ -468,8 +475,12 @@ fn samples_of(chunk: &ExportChunk) -> u64 {
 }
 
 /// Imports what comes until it is told that this was all. Returns how many series were new. Blocks.
-fn import(engine: &Engine, shard: ShardId, mut inbox: mpsc::Receiver<Work>) -> Result<u64, StorageError> {
-    let mut importer = engine.importer(shard)?;
+fn import(
+    engine: &Engine,
+    (shard, deleted_through): (ShardId, u64),
+    mut inbox: mpsc::Receiver<Work>,
+) -> Result<u64, StorageError> {
+    let mut importer = engine.importer(shard, deleted_through)?;
     let (mut waiting, mut weight, mut new_series) = (Vec::new(), 0, 0);
     while let Some(work) = inbox.blocking_recv() {
         let is_last = matches!(work, Work::Finish);

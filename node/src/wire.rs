@@ -9,12 +9,12 @@ use bytes::Bytes;
 use saturn_model::{Labels, SeriesColumns, SeriesExemplars, ShardId};
 use saturn_proto::{WireError, convert, peer};
 use saturn_replication::{
-    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Erase, EraseReply, EraseRequest,
-    FencedBatch, LabelItems, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, SelectRequest,
-    ShardRefusal, ShardReply,
+    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, FencedBatch, LabelItems, LabelsAnswer,
+    LabelsQuestion, LabelsRequest, PeerError, SelectRequest, ShardRefusal, ShardReply,
 };
-use saturn_ring::{Epoch, MoveStep, NodeId, Placement, ShardRecord, SlotMove};
+use saturn_ring::{Deletion, Epoch, MoveStep, NodeId, Placement, ShardRecord, SlotMove};
 use tonic::{Code, Status};
+use uuid::Uuid;
 
 /// A call that failed, in the replication layer's terms.
 pub(crate) fn peer_error(status: &Status) -> PeerError {
@@ -112,7 +112,13 @@ pub(crate) fn record_message(record: &ShardRecord) -> peer::ShardRecord {
         activated: moving.step == MoveStep::Activated,
     });
     let slots = record.slots.iter().map(NodeId::to_string).collect();
-    peer::ShardRecord { epoch: record.epoch.0, slots, moving }
+    let deletion = |deletion: &Deletion| peer::Deletion {
+        id: Bytes::copy_from_slice(deletion.id.as_bytes()),
+        epoch: deletion.epoch.0,
+        selections: deletion.selections.iter().map(convert::selection_to_message).collect(),
+    };
+    let deletions = record.deletions.iter().map(deletion).collect();
+    peer::ShardRecord { epoch: record.epoch.0, slots, moving, deletions, settled: record.settled.0 }
 }
 
 pub(crate) fn record_from(message: peer::ShardRecord) -> Result<ShardRecord, PeerError> {
@@ -123,7 +129,16 @@ pub(crate) fn record_from(message: peer::ShardRecord) -> Result<ShardRecord, Pee
         let step = if moving.activated { MoveStep::Activated } else { MoveStep::Begun };
         Ok(SlotMove { slot, to: node(&moving.to)?, step })
     });
-    Ok(ShardRecord { epoch: Epoch(message.epoch), slots, moving: moving.transpose()? })
+    let (epoch, settled) = (Epoch(message.epoch), Epoch(message.settled));
+    let deletions = message.deletions.iter().map(deletion_from).collect::<Result<_, _>>()?;
+    Ok(ShardRecord { epoch, slots, moving: moving.transpose()?, deletions, settled })
+}
+
+fn deletion_from(message: &peer::Deletion) -> Result<Deletion, PeerError> {
+    let id = Uuid::from_slice(&message.id).map_err(|_| misfit("a deletion's id is not 16 bytes"))?;
+    let selections = message.selections.iter().map(convert::selection_from_message);
+    let selections = selections.collect::<Result<_, _>>().map_err(|e| misfit(&e.to_string()))?;
+    Ok(Deletion { id, epoch: Epoch(message.epoch), selections })
 }
 
 pub(crate) fn refusal_from(refusal: peer::Refusal) -> Result<ShardRefusal, PeerError> {
@@ -273,40 +288,6 @@ impl SelectCollector {
         }
         Ok(())
     }
-}
-
-pub(crate) fn erase_request(cluster: Bytes, request: &EraseRequest) -> peer::EraseRequest {
-    let series = match &request.what {
-        Erase::Series(selections) => selections.iter().map(convert::selection_to_message).collect(),
-        Erase::Tombstones => Vec::new(),
-    };
-    peer::EraseRequest { cluster, shards: shards_message(&request.shards), series }
-}
-
-pub(crate) fn erase_request_from(message: &peer::EraseRequest) -> Result<EraseRequest, WireError> {
-    let selections = message.series.iter().map(convert::selection_from_message);
-    let what = match selections.collect::<Result<Vec<_>, _>>()? {
-        none if none.is_empty() => Erase::Tombstones,
-        selections => Erase::Series(selections),
-    };
-    Ok(EraseRequest { what, shards: shards_from(&message.shards)? })
-}
-
-pub(crate) fn erase_reply_message(reply: EraseReply) -> peer::EraseReply {
-    let refused = |refusal| peer::EraseReply { series: 0, refusal: Some(refusal_message(refusal)) };
-    match reply {
-        EraseReply::Done { series } => peer::EraseReply { series, refusal: None },
-        EraseReply::Behind => refused(ShardRefusal::Behind),
-        EraseReply::Failed(text) => refused(ShardRefusal::Failed(text)),
-    }
-}
-
-pub(crate) fn erase_reply(message: peer::EraseReply) -> Result<EraseReply, PeerError> {
-    Ok(match message.refusal.map(refusal_from).transpose()? {
-        None => EraseReply::Done { series: message.series },
-        Some(ShardRefusal::Behind) => EraseReply::Behind,
-        Some(refusal) => EraseReply::Failed(refusal.to_string()),
-    })
 }
 
 pub(crate) fn labels_request(cluster: Bytes, request: &LabelsRequest) -> peer::LabelsRequest {

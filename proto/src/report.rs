@@ -163,6 +163,8 @@ pub struct ShardReport {
     pub leader: Option<String>,
     /// Windows of which all replicas hold the same.
     pub sealed_windows: usize,
+    /// Deletions that not all of its nodes are known to have done.
+    pub deletions: usize,
     /// A digest of what the asked node holds of it, if that was asked for: equal where the samples are.
     pub digest: Option<String>,
     /// How the record became what it is; empty if the asked node takes no part.

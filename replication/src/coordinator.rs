@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::Metrics;
 use crate::{
-    Adoption, Erase, Erased, LabelsQuestion, Listed, Peers, PlacementHandle, cardinality, erase, merge, read,
+    Adoption, LabelsQuestion, Listed, Missing, Peers, PlacementHandle, cardinality, delete, merge, read,
     write,
 };
 
@@ -35,8 +35,8 @@ pub struct Settings {
     pub read_timeout: Duration,
     /// After how long a read asks further replicas.
     pub hedge_delay: Duration,
-    /// How long a replica may take to erase.
-    pub erase_timeout: Duration,
+    /// How long a replica may take to delete.
+    pub delete_timeout: Duration,
     /// Over which shards tenants are spread.
     pub spreads: Spreads,
 }
@@ -49,7 +49,7 @@ impl Default for Settings {
             background_bytes_max: 64 << 20,
             read_timeout: Duration::from_secs(30),
             hedge_delay: Duration::from_secs(1),
-            erase_timeout: Duration::from_secs(60),
+            delete_timeout: Duration::from_secs(60),
             spreads: Spreads::default(),
         }
     }
@@ -269,10 +269,14 @@ impl<P: Peers> Coordinator<P> {
         cardinality::count(&self.core, tenant, top).await
     }
 
-    /// Lets all replicas of all shards erase, and says which did not. Then the same again is safe, and needed.
-    /// Samples of writes that are under way may be erased or not.
-    pub async fn erase(&self, what: Erase) -> Erased {
-        erase::erase(&self.core, what).await
+    /// Makes the nodes of shards adopt the shards' records, which say what was deleted, and says which did not.
+    pub async fn spread(&self, records: &[(ShardId, ShardRecord)]) -> Missing {
+        delete::spread(&self.core, records).await
+    }
+
+    /// Makes all nodes give back the space of what was deleted, and says which did not.
+    pub async fn clean_tombstones(&self) -> Missing {
+        delete::clean(&self.core).await
     }
 }
 

@@ -1,8 +1,8 @@
 //! The placement that this node acts on.
 //!
 //! Readers get a consistent snapshot. Changes move a shard's epoch forward only, and are durable before
-//! anyone sees them: acting under an epoch and then forgetting it would undo the fence. This module does not
-//! decide who owns what.
+//! anyone sees them: acting under an epoch and then forgetting it would undo the fence. Changes that come while one is
+//! stored are stored together after it, as each costs a write of everything. This module does not decide who owns what.
 
 use std::error::Error;
 use std::fmt;
@@ -20,8 +20,10 @@ type Persist = Box<dyn Fn(&Placement) -> Result<(), PersistError> + Send + Sync>
 /// The current placement, shared by everything on this node.
 pub struct PlacementHandle {
     current: RwLock<Arc<Placement>>,
-    /// Held while a change is stored; makes changes happen one after another.
+    /// Held while changes are stored; makes them happen one after another.
     persist: Mutex<Persist>,
+    /// Valid records whose adopters wait for `persist`: whoever gets it stores them all.
+    waiting: Mutex<Vec<(ShardId, ShardRecord)>>,
 }
 
 /// Who belongs to the cluster, as of a version.
@@ -66,7 +68,11 @@ impl PlacementHandle {
         placement: Placement,
         persist: impl Fn(&Placement) -> Result<(), PersistError> + Send + Sync + 'static,
     ) -> Self {
-        Self { current: RwLock::new(Arc::new(placement)), persist: Mutex::new(Box::new(persist)) }
+        Self {
+            current: RwLock::new(Arc::new(placement)),
+            persist: Mutex::new(Box::new(persist)),
+            waiting: Mutex::default(),
+        }
     }
 
     /// The placement now.
@@ -86,23 +92,23 @@ impl PlacementHandle {
         records: &[(ShardId, ShardRecord)],
         members: Option<&MemberList>,
     ) -> Result<Adoption, AdoptError> {
-        self.change(|placement| {
-            let mut adoption = Adoption::Known;
-            for (shard, record) in records {
-                let mine = placement.shards.get_mut(usize::from(shard.0));
-                let mine = mine.ok_or(AdoptError::NoSuchShard(*shard))?;
-                if record.epoch > mine.epoch {
-                    mine.clone_from(record);
-                    adoption = Adoption::Adopted;
-                }
-            }
-            if let Some(list) = members.filter(|list| list.version > placement.version) {
-                placement.version = list.version;
-                placement.members.clone_from(&list.members);
-                adoption = Adoption::Adopted;
-            }
-            Ok(adoption)
-        })
+        if !is_newer(&self.load(), records, members)? {
+            return Ok(Adoption::Known);
+        }
+        self.waiting.lock().extend_from_slice(records);
+        let persist = self.persist.lock();
+        let mut placement = Placement::clone(&self.load());
+        let mine = take_over(&mut placement, records, members)?;
+        let others = std::mem::take(&mut *self.waiting.lock());
+        let others = take_over(&mut placement, &others, None)?;
+        if mine == Adoption::Known && others == Adoption::Known {
+            // Somebody else has stored them meanwhile.
+            return Ok(Adoption::Adopted);
+        }
+        placement.validate()?;
+        persist(&placement).map_err(AdoptError::Persist)?;
+        *self.current.write() = Arc::new(placement);
+        Ok(Adoption::Adopted)
     }
 
     /// Takes over what is newer in `theirs`: shard by shard the record of the higher epoch, and the member
@@ -124,21 +130,46 @@ impl PlacementHandle {
         let is_at = self.load().record(shard).is_some_and(|record| record.epoch == epoch);
         is_at.then(work)
     }
+}
 
-    fn change(
-        &self,
-        change: impl FnOnce(&mut Placement) -> Result<Adoption, AdoptError>,
-    ) -> Result<Adoption, AdoptError> {
-        let persist = self.persist.lock();
-        let mut placement = Placement::clone(&self.load());
-        if change(&mut placement)? == Adoption::Known {
-            return Ok(Adoption::Known);
+/// Whether anything is newer than what a placement has. What is must be valid.
+fn is_newer(
+    placement: &Placement,
+    records: &[(ShardId, ShardRecord)],
+    members: Option<&MemberList>,
+) -> Result<bool, AdoptError> {
+    let mut newer = members.is_some_and(|list| list.version > placement.version);
+    for (shard, record) in records {
+        let mine = placement.record(*shard).ok_or(AdoptError::NoSuchShard(*shard))?;
+        if record.epoch > mine.epoch {
+            placement.validate_record(*shard, record)?;
+            newer = true;
         }
-        placement.validate()?;
-        persist(&placement).map_err(AdoptError::Persist)?;
-        *self.current.write() = Arc::new(placement);
-        Ok(Adoption::Adopted)
     }
+    Ok(newer)
+}
+
+/// Puts into a placement what is newer.
+fn take_over(
+    placement: &mut Placement,
+    records: &[(ShardId, ShardRecord)],
+    members: Option<&MemberList>,
+) -> Result<Adoption, AdoptError> {
+    let mut adoption = Adoption::Known;
+    for (shard, record) in records {
+        let mine = placement.shards.get_mut(usize::from(shard.0));
+        let mine = mine.ok_or(AdoptError::NoSuchShard(*shard))?;
+        if record.epoch > mine.epoch {
+            mine.clone_from(record);
+            adoption = Adoption::Adopted;
+        }
+    }
+    if let Some(list) = members.filter(|list| list.version > placement.version) {
+        placement.version = list.version;
+        placement.members.clone_from(&list.members);
+        adoption = Adoption::Adopted;
+    }
+    Ok(adoption)
 }
 
 impl fmt::Debug for PlacementHandle {
@@ -202,6 +233,40 @@ mod tests {
         record.slots.pop();
         assert!(matches!(handle.adopt(ShardId(0), record), Err(AdoptError::Invalid(_))));
         assert_eq!(*handle.load(), placement());
+    }
+
+    #[test]
+    fn records_that_wait_are_stored_together() {
+        let (stored, writes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (gate, count) = (Arc::clone(&stored), Arc::clone(&writes));
+        let handle = Arc::new(PlacementHandle::new(placement(), move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            // The first write takes until all others wait.
+            while gate.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            Ok(())
+        }));
+        let adopt = |shard: u16| {
+            let handle = Arc::clone(&handle);
+            let mut record = handle.load().shards[usize::from(shard)].clone();
+            record.epoch = Epoch(2);
+            std::thread::spawn(move || handle.adopt(ShardId(shard), record).expect("stored"))
+        };
+        let first = adopt(0);
+        while writes.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        let others = [1, 2, 3].map(adopt);
+        while handle.waiting.lock().len() < 3 {
+            std::thread::yield_now();
+        }
+        stored.store(1, Ordering::SeqCst);
+        for adopted in std::iter::once(first).chain(others) {
+            assert_eq!(adopted.join().expect("no panic"), Adoption::Adopted);
+        }
+        assert!(handle.load().shards.iter().all(|record| record.epoch == Epoch(2)));
+        assert_eq!(writes.load(Ordering::SeqCst), 2);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! * [`Coordinator`]: [`Coordinator::write`] and the reads, over the pure parts [`QuorumTracker`] (who has stored
 //!   what), [`ReadProgress`] (whom to ask next), `merge` (many answers to one), `taking` (what is held meanwhile).
 //!   The first two are public for the simulator in `tests/sim/`, which drives them without a network or a clock.
-//! * `erase`: what all replicas must do, and who did not; `cardinality`: what one replica of each shard counts.
+//! * `delete`: what all replicas must do, and who did not; `cardinality`: what one replica of each shard counts.
 //!
 //! Invariants: a write is acked when, and only when, a quorum of each of its shards' replicas stored every
 //! series under one epoch; a read says which shards it does not cover.
@@ -15,7 +15,7 @@
 
 mod cardinality;
 mod coordinator;
-mod erase;
+mod delete;
 mod handle;
 mod merge;
 mod metrics;
@@ -30,7 +30,7 @@ pub use coordinator::{
     Completeness, Coordinator, LabelSource, MissingShard, ReadAnswer, ReadError, Settings, ShardWrite,
     WriteError,
 };
-pub use erase::{Erase, EraseReply, EraseRequest, Erased};
+pub use delete::Missing;
 pub use handle::{AdoptError, Adoption, MemberList, PersistError, PlacementHandle};
 pub use merge::Listed;
 pub use peers::{

@@ -8,7 +8,7 @@ use saturn_model::{
 };
 use saturn_ring::{Epoch, NodeId, Placement, ShardRecord};
 
-use crate::{EraseReply, EraseRequest, SelectSink};
+use crate::SelectSink;
 
 /// Calls to replicas, this node's own included. Timeouts are the caller's business: a call may take as
 /// long as it likes, and must stop when its future is dropped.
@@ -43,12 +43,8 @@ pub trait Peers: Send + Sync + 'static {
         request: CardinalityRequest,
     ) -> impl Future<Output = Result<CardinalityReply, PeerError>> + Send;
 
-    /// Erases samples, or what erased samples take.
-    fn erase(
-        &self,
-        to: &NodeId,
-        request: EraseRequest,
-    ) -> impl Future<Output = Result<EraseReply, PeerError>> + Send;
+    /// Gives back the space of deleted samples.
+    fn clean_tombstones(&self, to: &NodeId) -> impl Future<Output = Result<(), PeerError>> + Send;
 
     /// Hands this node's placement to one that is behind. It is durable there before this returns.
     fn push_placement(

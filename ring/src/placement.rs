@@ -197,9 +197,17 @@ impl Placement {
             return Err(PlacementError::DuplicateMember { id: twin.id.clone() });
         }
         for (shard, record) in (0_u16..).map(ShardId).zip(&self.shards) {
-            self.check_record(record).map_err(|problem| PlacementError::InvalidShard { shard, problem })?;
+            self.validate_record(shard, record)?;
         }
         Ok(())
+    }
+
+    /// Checks a record that a shard of this placement shall have.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn validate_record(&self, shard: ShardId, record: &ShardRecord) -> Result<(), PlacementError> {
+        self.check_record(record).map_err(|problem| PlacementError::InvalidShard { shard, problem })
     }
 
     fn check_record(&self, record: &ShardRecord) -> Result<(), &'static str> {

@@ -13,11 +13,18 @@
 //! Why each step, fence and barrier is needed: `ring/tests/it/move_model.rs` explores all orders of one move, one
 //! write, one read and one lost node with this very code, and finds the loss when one of them is left out.
 //!
+//! What is deleted in the shard is part of the record, too: a deletion is a new epoch, and a node that adopts it has
+//! first done the deletion. So the fence that keeps an old owner out also keeps out whoever has not deleted yet: no
+//! read is complete and no write is acknowledged with it, and nobody fetches from it. Once all nodes are known to have
+//! done it, the record forgets it ([`ShardRecord::settle`]).
+//!
 //! Pure: a transition is a function of the record and the evidence for it.
 
 use std::collections::BTreeSet;
 
+use saturn_model::Selection;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{Epoch, NodeId, RecordStep};
 
@@ -31,7 +38,27 @@ pub struct ShardRecord {
     /// The move under way: at most one slot of a shard moves at a time.
     #[serde(default)]
     pub moving: Option<SlotMove>,
+    /// What was deleted, the oldest first, until all of the shard's nodes are known to have done so.
+    #[serde(default)]
+    pub deletions: Vec<Deletion>,
+    /// The epoch of the last deletion that is not listed any more; 0 if there was none.
+    #[serde(default)]
+    pub settled: Epoch,
 }
+
+/// Samples that the replicas of a shard agreed to delete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    /// What asked for it, so that asking twice deletes once.
+    pub id: Uuid,
+    /// The epoch of the record that brought it: deletions of a shard are done in this order.
+    pub epoch: Epoch,
+    /// The samples that match any of these.
+    pub selections: Vec<Selection>,
+}
+
+/// Most deletions of a shard that not all of its nodes have done: each travels with every record.
+pub const DELETIONS_MAX: usize = 8;
 
 /// A slot on its way to another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,12 +120,18 @@ pub enum MoveError {
     /// An acknowledged write could be missing on the new node.
     #[error("the new node has fetched from too few of the slots")]
     NotCovered,
+    /// Some node does not come back to do them; it must be replaced first.
+    #[error("{DELETIONS_MAX} deletions wait for a node of the shard that has not done them yet")]
+    TooManyDeletions,
+    /// Whoever has not done a deletion would bring its samples back.
+    #[error("not all of the shard's nodes are known to have done its deletions")]
+    NotSettled,
 }
 
 impl ShardRecord {
     /// A record without a move.
     pub fn stable(epoch: Epoch, slots: Vec<NodeId>) -> Self {
-        Self { epoch, slots, moving: None }
+        Self { epoch, slots, moving: None, deletions: Vec::new(), settled: Epoch::default() }
     }
 
     /// Slots that must agree before a write or a read is complete.
@@ -157,6 +190,7 @@ impl ShardRecord {
             RecordStep::Activate { fenced, sources } => self.activate(fenced, sources),
             RecordStep::Finish { fenced } => self.finish(fenced),
             RecordStep::Abort => self.abort(),
+            RecordStep::Settle { known } => self.settle(known),
         }
     }
 
@@ -202,7 +236,7 @@ impl ShardRecord {
         self.check_fenced(fenced)?;
         let mut slots = self.slots.clone();
         slots[usize::from(moving.slot)] = moving.to.clone();
-        Ok(Self::stable(self.epoch.next(), slots))
+        Ok(Self { epoch: self.epoch.next(), slots, moving: None, ..self.clone() })
     }
 
     /// The slot stays where it is.
@@ -211,7 +245,41 @@ impl ShardRecord {
     /// If no move is in its first step: from the second on, the new node may have answered reads.
     pub fn abort(&self) -> Result<Self, MoveError> {
         self.moving_in(MoveStep::Begun)?;
-        Ok(Self::stable(self.epoch.next(), self.slots.clone()))
+        Ok(Self { epoch: self.epoch.next(), moving: None, ..self.clone() })
+    }
+
+    /// The epoch of the last deletion; 0 if there was none.
+    pub fn deleted_through(&self) -> Epoch {
+        self.deletions.last().map_or(self.settled, |deletion| deletion.epoch)
+    }
+
+    /// Samples are deleted. A deletion that is listed already changes nothing.
+    ///
+    /// # Errors
+    /// If there are too many that not all nodes have done.
+    pub fn delete(&self, id: Uuid, selections: Vec<Selection>) -> Result<Self, MoveError> {
+        if self.deletions.iter().any(|deletion| deletion.id == id) {
+            return Ok(self.clone());
+        }
+        if self.deletions.len() >= DELETIONS_MAX {
+            return Err(MoveError::TooManyDeletions);
+        }
+        let epoch = self.epoch.next();
+        let mut deletions = self.deletions.clone();
+        deletions.push(Deletion { id, epoch, selections });
+        Ok(Self { epoch, deletions, ..self.clone() })
+    }
+
+    /// The deletions are forgotten. `known`: who has this epoch on its disk.
+    ///
+    /// # Errors
+    /// If there are none, or one of the shard's nodes is not known to have done them.
+    pub fn settle(&self, known: &BTreeSet<NodeId>) -> Result<Self, MoveError> {
+        if self.deletions.is_empty() || !self.writers().all(|node| known.contains(node)) {
+            return Err(MoveError::NotSettled);
+        }
+        let settled = self.deleted_through();
+        Ok(Self { epoch: self.epoch.next(), deletions: Vec::new(), settled, ..self.clone() })
     }
 
     /// Whether these sources together have every write that was acknowledged before the move began: the leaving
@@ -344,6 +412,39 @@ mod tests {
         assert_eq!(begun.activate(&set(&["a"]), &set(&[])), Err(MoveError::NotCovered));
         let active = begun.activate(&set(&["a"]), &set(&["a"])).expect("activates");
         assert_eq!(names(active.finish(&set(&["a"])).expect("finishes").slots.iter()), "b");
+    }
+
+    #[test]
+    fn deletions_are_listed_until_all_nodes_have_done_them() {
+        let (first, second) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let begun = record(&["a", "b", "c"]).begin(2, &node("d")).expect("begins");
+        assert_eq!(begun.settle(&set(&["a", "b", "c", "d"])), Err(MoveError::NotSettled));
+        let one = begun.delete(first, Vec::new()).expect("deletes");
+        assert_eq!((one.epoch, one.deleted_through(), one.settled), (Epoch(7), Epoch(7), Epoch(0)));
+        assert_eq!(one.delete(first, Vec::new()), Ok(one.clone()));
+        let active = one.activate(&set(&["a", "b"]), &set(&["c"])).expect("a move goes on");
+        let two = active.delete(second, Vec::new()).expect("deletes");
+        assert_eq!((two.epoch, two.deletions.len()), (Epoch(9), 2));
+        assert_eq!(two.settle(&set(&["a", "b", "c"])), Err(MoveError::NotSettled), "the new node has not");
+        let settled = two.settle(&set(&["a", "b", "c", "d"])).expect("all have");
+        assert_eq!((settled.epoch, settled.deletions.len()), (Epoch(10), 0));
+        assert_eq!((settled.settled, settled.deleted_through()), (Epoch(9), Epoch(9)));
+        let done = settled.finish(&set(&["a", "b"])).expect("finishes");
+        assert_eq!((done.deleted_through(), names(done.slots.iter())), (Epoch(9), "abd".into()));
+    }
+
+    #[test]
+    fn not_more_deletions_than_fit_a_record() {
+        let mut full = record(&["a", "b", "c"]);
+        for id in 0..DELETIONS_MAX {
+            full = full.delete(Uuid::from_u128(id as u128), Vec::new()).expect("deletes");
+        }
+        let more = full.delete(Uuid::max(), Vec::new());
+        assert_eq!(more, Err(MoveError::TooManyDeletions));
+        assert_eq!(
+            full.begin(0, &node("d")).and_then(|begun| begun.abort()).expect("aborts").deletions.len(),
+            8
+        );
     }
 
     #[test]

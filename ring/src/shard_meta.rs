@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use saturn_model::{Selection, WINDOW_MS};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{Epoch, MoveError, MoveStep, NodeId, ShardRecord};
 
@@ -27,8 +29,8 @@ pub struct ShardMeta {
 pub struct SealedWindow {
     /// How often it was sealed: late samples and deletions open it again.
     pub generation: u32,
-    /// Digest of its samples.
-    pub digest: [u8; 32],
+    /// Digest of its samples; none while it is open again.
+    pub digest: Option<[u8; 32]>,
 }
 
 /// A change of a shard's record.
@@ -53,6 +55,13 @@ pub enum ShardCommand {
         epoch: Epoch,
         /// Which step.
         step: RecordStep,
+    },
+    /// Samples are deleted. Says nothing if that is listed in the record.
+    Delete {
+        /// Of the deletion.
+        id: Uuid,
+        /// The samples that match any of these.
+        selections: Vec<Selection>,
     },
     /// All replicas hold the same in a window.
     Seal {
@@ -89,6 +98,11 @@ pub enum RecordStep {
     },
     /// The slot stays where it is.
     Abort,
+    /// The deletions are done everywhere.
+    Settle {
+        /// Who has the epoch on its disk.
+        known: BTreeSet<NodeId>,
+    },
 }
 
 impl ShardMeta {
@@ -104,21 +118,39 @@ impl ShardMeta {
             ShardCommand::Step { at_ms, epoch, step } => {
                 let record = self.record_at(epoch)?.after(&step)?;
                 self.record = Some(record.clone());
+                if matches!(step, RecordStep::Settle { .. }) {
+                    return Ok(());
+                }
                 self.history.push_back(RecordChange { at_ms, record });
                 while self.history.len() > HISTORY_MAX {
                     self.history.pop_front();
                 }
             }
+            ShardCommand::Delete { id, selections } => {
+                let unfounded = MoveError::WrongEpoch { expected: Epoch::FIRST, actual: Epoch(0) };
+                let next = self.record.as_ref().ok_or(unfounded)?.delete(id, selections.clone())?;
+                for (window_ms, sealed) in &mut self.sealed {
+                    if selections.iter().any(|selection| concerns(selection, *window_ms)) {
+                        sealed.digest = None;
+                    }
+                }
+                self.record = Some(next);
+            }
             ShardCommand::Seal { epoch, window_ms, digest } => {
                 self.record_at(epoch)?;
                 let sealed = self.sealed.entry(window_ms);
-                let sealed = sealed.or_insert(SealedWindow { generation: 0, digest: [0; 32] });
-                if sealed.generation == 0 || sealed.digest != digest {
-                    *sealed = SealedWindow { generation: sealed.generation + 1, digest };
+                let sealed = sealed.or_insert(SealedWindow { generation: 0, digest: None });
+                if sealed.digest != Some(digest) {
+                    *sealed = SealedWindow { generation: sealed.generation + 1, digest: Some(digest) };
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether all replicas are known to hold the same in the window that begins there.
+    pub fn is_sealed(&self, window_ms: i64) -> bool {
+        self.sealed.get(&window_ms).is_some_and(|sealed| sealed.digest.is_some())
     }
 
     /// Whether a move is in its last step, and only the barrier is missing.
@@ -136,8 +168,15 @@ impl ShardMeta {
     }
 }
 
+/// Whether a deletion may change the window that begins there.
+fn concerns(selection: &Selection, window_ms: i64) -> bool {
+    selection.start.0 < window_ms.saturating_add(WINDOW_MS) && window_ms <= selection.end.0
+}
+
 #[cfg(test)]
 mod tests {
+    use saturn_model::{TenantId, TimestampMs};
+
     use super::*;
 
     fn node(name: &str) -> NodeId {
@@ -186,5 +225,42 @@ mod tests {
             meta.sealed[&7_200_000].generation
         };
         assert_eq!([seal(1), seal(1), seal(2)], [1, 1, 2]);
+    }
+
+    #[test]
+    fn a_deletion_is_an_epoch_of_its_own_and_opens_the_windows_that_it_concerns() {
+        let mut meta = ShardMeta::default();
+        let delete = |start, end| ShardCommand::Delete {
+            id: Uuid::from_u128(1),
+            selections: vec![Selection {
+                tenant: TenantId::new("demo").expect("valid"),
+                matchers: Vec::new(),
+                start: TimestampMs(start),
+                end: TimestampMs(end),
+            }],
+        };
+        meta.apply(delete(0, 1)).expect_err("nobody owns the shard yet");
+        meta.apply(ShardCommand::Found(ShardRecord::stable(Epoch(1), vec![node("a")]))).expect("founds");
+        for window_ms in [0, WINDOW_MS, 2 * WINDOW_MS, 3 * WINDOW_MS] {
+            meta.apply(ShardCommand::Seal { epoch: Epoch(1), window_ms, digest: [1; 32] }).expect("seals");
+        }
+        for _ in 0..2 {
+            meta.apply(delete(2 * WINDOW_MS - 1, 2 * WINDOW_MS)).expect("deletes once");
+            let open = meta.sealed.keys().filter(|window| !meta.is_sealed(**window)).copied();
+            assert_eq!(open.collect::<Vec<_>>(), [WINDOW_MS, 2 * WINDOW_MS]);
+            assert_eq!(
+                meta.record.as_ref().map(|record| (record.epoch, record.deletions.len())),
+                Some((Epoch(2), 1))
+            );
+        }
+        let seal = ShardCommand::Seal { epoch: Epoch(1), window_ms: WINDOW_MS, digest: [1; 32] };
+        meta.apply(seal).expect_err("the nodes were compared before the deletion");
+        let seal = ShardCommand::Seal { epoch: Epoch(2), window_ms: WINDOW_MS, digest: [2; 32] };
+        meta.apply(seal).expect("seals");
+        assert_eq!(meta.sealed[&WINDOW_MS], SealedWindow { generation: 2, digest: Some([2; 32]) });
+        meta.apply(step(2, RecordStep::Settle { known: set(&["a"]) })).expect("settles");
+        let record = meta.record.expect("there");
+        assert_eq!((record.epoch, record.settled, record.deletions.len()), (Epoch(3), Epoch(2), 0));
+        assert!(meta.history.is_empty(), "the history is of moves");
     }
 }

@@ -45,7 +45,7 @@ use crate::scrub;
 use crate::shard::{Appended, Shard};
 use crate::snapshot::{self, ShardSnapshot};
 use crate::start::Opening;
-use crate::tombstones;
+use crate::tombstones::{self, AgreedDeletions};
 use crate::wal::{self, Ack, Wal};
 
 /// One node's data. Clones are handles to the same engine; the last one closes it.
@@ -292,6 +292,20 @@ impl Engine {
         tombstones::delete(&self.inner.store, selection)
     }
 
+    /// Does what the replicas of shards agreed to delete, as [`Engine::delete_series`] does, all at once, and remembers
+    /// durably how far each shard is with that: [`Engine::deleted_through`]. Blocks.
+    ///
+    /// # Errors
+    /// As [`Engine::delete_series`].
+    pub fn delete_agreed(&self, agreed: Vec<AgreedDeletions>) -> Result<u64, StorageError> {
+        tombstones::delete_agreed(&self.inner.store, agreed)
+    }
+
+    /// The number of the last deletion in a shard that its replicas agreed on and that is done here; 0 before the first.
+    pub fn deleted_through(&self, shard: ShardId) -> u64 {
+        self.inner.store.known_shard(shard).map_or(0, |shard| shard.deleted_through())
+    }
+
     /// Rewrites the windows of which tombstones hide samples, so that the space of deleted samples comes back now
     /// and not with a later merge. Blocks for as long as that takes.
     ///
@@ -354,12 +368,13 @@ impl Engine {
     }
 
     /// Takes what another replica gave out, or old samples in bulk, into segments of their own: memory and log are
-    /// not touched. See [`Importer::ingest`]. Blocks.
+    /// not touched. See [`Importer::ingest`]. `deleted_through`: as [`Engine::deleted_through`] of whoever gave it out;
+    /// nothing is taken while this shard's is another one. Blocks.
     ///
     /// # Errors
     /// `Corrupt` if the rows of the shard's series cannot be read.
-    pub fn importer(&self, shard: ShardId) -> Result<Importer<'_>, StorageError> {
-        import::importer(&self.inner.store, shard)
+    pub fn importer(&self, shard: ShardId, deleted_through: u64) -> Result<Importer<'_>, StorageError> {
+        import::importer(&self.inner.store, shard, deleted_through)
     }
 
     /// The exemplars and metadata that the shard has now, in pieces of about `chunk_bytes`, for another replica

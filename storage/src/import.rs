@@ -11,7 +11,7 @@
 //! A crash before 3 leaves a file that is removed at start, one after it leaves everything. Taking the same samples
 //! twice changes nothing that a read can see; merges make one of both. Series that are not in memory stay out of it:
 //! they are found by the rows of their days. Segments that come are younger than all tombstones that are here: what
-//! the sender did not delete comes back, so sender and receiver must agree about deletions first.
+//! the sender did not delete would come back, so they are refused unless both have done the same deletions.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -42,6 +42,8 @@ const ORDINALS_SPARE: u32 = 1024;
 pub struct Importer<'a> {
     store: &'a Store,
     shard: Arc<Shard>,
+    /// The last agreed deletion that the sender has done.
+    deleted_through: u64,
     /// Series that are not in memory.
     ordinals: HashMap<Fingerprint, u32>,
 }
@@ -65,7 +67,11 @@ struct Incoming {
 }
 
 /// See `Engine::importer`.
-pub(crate) fn importer(store: &Store, shard: ShardId) -> Result<Importer<'_>, StorageError> {
+pub(crate) fn importer(
+    store: &Store,
+    shard: ShardId,
+    deleted_through: u64,
+) -> Result<Importer<'_>, StorageError> {
     let shard = store.shard(shard);
     let _unchanged = store.next_segment.lock();
     let (segments, _) = shard.segments_and_tombstones();
@@ -73,7 +79,7 @@ pub(crate) fn importer(store: &Store, shard: ShardId) -> Result<Importer<'_>, St
     segments.iter().for_each(|segment| ordinals |= &segment.ordinals);
     let known = past::in_key_order(store, &shard, &ordinals)?;
     let ordinals = known.into_iter().map(|(key, ordinal)| (key.fingerprint(), ordinal)).collect();
-    Ok(Importer { store, shard, ordinals })
+    Ok(Importer { store, shard, deleted_through, ordinals })
 }
 
 impl Importer<'_> {
@@ -92,6 +98,7 @@ impl Importer<'_> {
             return Ok(Imported::default());
         }
         let mut next_segment = store.next_segment.lock();
+        self.check_deletions()?;
         let number = *next_segment;
         *next_segment += 1;
         let known_before = self.ordinals.len();
@@ -135,6 +142,7 @@ impl Importer<'_> {
         }
         // A flush writes what changed, too.
         let _no_flush = store.next_segment.lock();
+        self.check_deletions()?;
         let (mut dropped, limits) = (Dropped::default(), store.note_limits());
         let changed = {
             let mut notes = self.shard.notes.lock();
@@ -159,6 +167,18 @@ impl Importer<'_> {
         store.metrics.dropped_exemplars.inc_by(dropped.exemplars);
         store.metrics.dropped_metadata.inc_by(dropped.metadata);
         committed
+    }
+
+    /// To be called while no deletion can come in between.
+    fn check_deletions(&self) -> Result<(), StorageError> {
+        let (theirs, mine) = (self.deleted_through, self.shard.deleted_through());
+        if theirs == mine {
+            return Ok(());
+        }
+        let shard = self.shard.id;
+        let reason =
+            format!("shard {shard} has done its deletions up to {mine}, what comes those up to {theirs}");
+        Err(StorageError::Invalid { reason })
     }
 
     /// What came, by window and in the order of segments, checked. Ordinals are still to be given.

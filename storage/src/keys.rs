@@ -29,24 +29,24 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `v` | u32: version of the format, 4; version 3 had no byte for the span |
+//! | `v` | u32: version of the format, 5; version 4 had no `d`, version 3 no byte for the span |
 //! | `n` | u64: number of the next flush, merge or tombstone; numbers are never used twice |
 //! | `w` | u64: number of the first WAL segment that replay needs |
 //! | `q` | u64: number of the last synced write (`rocks/durable.rs`) |
 //! | `g`, window (4), segment (8), shard (2) | u64 samples, i64 first time, i64 last time, serialised roaring bitmap of the ordinals, [`Span`] (1, a missing one is 0) |
 //! | `t`, shard (2), number (8) | i64 first time, i64 last time, serialised roaring bitmap of the ordinals: a [`Tombstone`] |
+//! | `d`, shard (2) | u64: the last deletion that the shard's replicas agreed on and that is done here |
 //! | `o`, shard (2) | u32: ordinals below it are never given again |
 //! | `r`, shard (2) | u32 ordinals given before the last flush, serialised roaring bitmap of the series in memory then |
 
 use roaring::RoaringBitmap;
+pub(crate) use saturn_model::WINDOW_MS;
 use saturn_model::{Fingerprint, Labels, ShardId, TenantId};
 
 use crate::wire::Reader;
 
-/// Length of a window in milliseconds; windows begin at multiples of it.
-pub const WINDOW_MS: i64 = 2 * 3600 * 1000;
 /// Version of everything in the data directory.
-pub(crate) const FORMAT_VERSION: u32 = 4;
+pub(crate) const FORMAT_VERSION: u32 = 5;
 /// The oldest version that is read. Its rows mean the same.
 pub(crate) const FORMAT_VERSION_MIN: u32 = 3;
 /// Length of a key of `data`.
@@ -58,6 +58,7 @@ pub(crate) const META_REPLAY_FROM: &[u8] = b"w";
 pub(crate) const META_WRITES: &[u8] = b"q";
 pub(crate) const META_SEGMENT: u8 = b'g';
 pub(crate) const META_TOMBSTONE: u8 = b't';
+pub(crate) const META_DELETED: u8 = b'd';
 pub(crate) const META_ORDINALS: u8 = b'o';
 pub(crate) const META_RESIDENT: u8 = b'r';
 pub(crate) const INDEX_SERIES: u8 = b's';

@@ -91,7 +91,6 @@ pub use error::StorageError;
 pub use exported::{EXPORT_BYTES_MAX, EXPORT_CHUNK_BYTES_MAX, ExportedNotes};
 pub use group_log::{Change, Durable, GroupLog};
 pub use import::{Imported, Importer};
-pub use keys::WINDOW_MS;
 pub use labels::Listed;
 pub use offline::{LogRecord, Offline, OfflineStats, SegmentInfo, SeriesInfo};
 pub use options::{EngineOptions, EngineStats, ReadLimits};
@@ -103,3 +102,4 @@ pub use snapshot::{
 };
 pub use start::{OpenProgress, Opening};
 pub use steps::{STEPS, StepHook};
+pub use tombstones::AgreedDeletions;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use saturn_model::{
     Buckets, CounterResetHint, Fingerprint, Histogram, Labels, MatchOp, STALE_NAN_BITS, Sample, Selection,
-    SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs, float_beats_histogram, resolve,
+    SeriesColumns, ShardBatch, ShardId, TenantId, TimestampMs, WINDOW_MS, float_beats_histogram, resolve,
     resolve_histograms,
 };
 use tempfile::TempDir;
@@ -36,7 +36,6 @@ use crate::{
 
 const SHARDS: u16 = 3;
 const RUNS: u64 = 500;
-const WINDOW_MS: i64 = 7_200_000;
 const DAY_MS: i64 = 12 * WINDOW_MS;
 
 const DELETED: &str = "delete: tombstones written";
@@ -321,7 +320,7 @@ impl World {
         };
         let chunks: Vec<ExportChunk> = windows.into_iter().map(chunk).collect();
         let armed = self.arm();
-        let done = self.engine().importer(shard).and_then(|mut importer| importer.ingest(&chunks));
+        let done = self.engine().importer(shard, 0).and_then(|mut importer| importer.ingest(&chunks));
         if self.settle(done, armed) && armed != Some(IMPORTED) {
             return;
         }

@@ -18,8 +18,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use saturn_model::{
-    Exemplar, Fingerprint, Labels, Matcher, MetricMetadata, MetricType, SeriesExemplars, ShardId, TenantId,
-    TimestampMs,
+    Exemplar, Fingerprint, Labels, Matcher, MetricMetadata, MetricType, Selection, SeriesExemplars, ShardId,
+    TenantId, TimestampMs,
 };
 
 use crate::exported::ExportedNotes;
@@ -242,28 +242,27 @@ impl Notes {
     }
 
     /// Removes the exemplars from `start` to `end`, both inclusive, of the tenant's series that satisfy all
-    /// matchers.
-    pub(crate) fn delete_exemplars(
-        &mut self,
-        tenant: &TenantId,
-        matchers: &[Matcher],
-        (start, end): (TimestampMs, TimestampMs),
-    ) {
+    /// matchers. Returns how many there were.
+    pub(crate) fn delete_exemplars(&mut self, selection: &Selection) -> usize {
+        let Selection { tenant, matchers, start, end } = selection;
+        let mut deleted = 0;
         let Self { tenants, changed } = self;
-        let Some(notes) = tenants.get_mut(tenant) else { return };
+        let Some(notes) = tenants.get_mut(tenant) else { return 0 };
         let TenantNotes { series, by_time, exemplars: count, .. } = notes;
         series.retain(|fingerprint, (labels, exemplars)| {
             if satisfies(labels, matchers) {
                 let before = exemplars.len();
-                exemplars.retain(|e| !(start..=end).contains(&e.timestamp));
+                exemplars.retain(|e| !(start..=end).contains(&&e.timestamp));
                 if exemplars.len() < before {
-                    *count -= before - exemplars.len();
-                    by_time.retain(|(time, other)| other != fingerprint || !(start..=end).contains(time));
+                    deleted += before - exemplars.len();
+                    by_time.retain(|(time, other)| other != fingerprint || !(start..=end).contains(&time));
                     changed.insert(NoteKey::Exemplars(tenant.clone(), *fingerprint));
                 }
             }
             !exemplars.is_empty()
         });
+        *count -= deleted;
+        deleted
     }
 
     /// Whether a flush has something to write.
@@ -539,7 +538,9 @@ mod tests {
         }
         notes.take_changed(SHARD);
         let not_3 = Matcher::new("n", saturn_model::MatchOp::NotEqual, "3").expect("valid");
-        notes.delete_exemplars(&tenant(), &[not_3], (TimestampMs(2), TimestampMs(9)));
+        let selection =
+            Selection { tenant: tenant(), matchers: vec![not_3], start: TimestampMs(2), end: TimestampMs(9) };
+        notes.delete_exemplars(&selection);
         let left = |notes: &Notes| -> Vec<(String, i64)> {
             let left = all(notes);
             left.iter()

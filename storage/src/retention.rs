@@ -181,7 +181,7 @@ fn hide_series(store: &Store, now_ms: i64, next_segment: &mut u64) -> Result<u64
     if made.is_empty() {
         return Ok(0);
     }
-    store.rocks.write_tombstones(made.iter().map(|(_, tombstone)| &**tombstone), *next_segment)?;
+    store.rocks.write_tombstones(made.iter().map(|(_, tombstone)| &**tombstone), &[], *next_segment)?;
     store.failpoint("retention: tombstones written")?;
     let hidden = made.iter().map(|(_, tombstone)| tombstone.ordinals.len()).sum();
     for (shard, tombstone) in made {

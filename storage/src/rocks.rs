@@ -20,9 +20,9 @@ use saturn_model::ShardId;
 use crate::day_rows;
 use crate::error::StorageError;
 use crate::keys::{
-    FORMAT_VERSION, FORMAT_VERSION_MIN, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM, META_RESIDENT,
-    META_SEGMENT, META_TOMBSTONE, META_VERSION, META_WRITES, Segment, SegmentKey, SeriesRow, Tombstone,
-    Window,
+    FORMAT_VERSION, FORMAT_VERSION_MIN, META_DELETED, META_NEXT_SEGMENT, META_ORDINALS, META_REPLAY_FROM,
+    META_RESIDENT, META_SEGMENT, META_TOMBSTONE, META_VERSION, META_WRITES, Segment, SegmentKey, SeriesRow,
+    Tombstone, Window,
 };
 use crate::merge::Change;
 use crate::notes::{self, NoteRow, RowKey};
@@ -65,6 +65,8 @@ pub(crate) struct Meta {
     writes: u64,
     pub(crate) segments: Vec<Segment>,
     pub(crate) tombstones: Vec<Tombstone>,
+    /// Per shard: the last deletion that its replicas agreed on and that is done here.
+    pub(crate) deleted: HashMap<ShardId, u64>,
     /// Per shard: ordinals below it are never given again.
     pub(crate) ordinals: HashMap<ShardId, u32>,
     pub(crate) resident: Vec<Resident>,
@@ -164,6 +166,10 @@ impl Rocks {
                 [META_SEGMENT, ..] => meta.segments.push(Segment::from_row(key, value)?),
                 [META_TOMBSTONE, ..] => meta.tombstones.push(Tombstone::from_row(key, value)?),
                 [META_RESIDENT, ..] => meta.resident.push(Resident::from_row(key, value)?),
+                [META_DELETED, shard @ ..] => {
+                    let shard = ShardId(u16::from_be_bytes(shard.try_into().ok()?));
+                    meta.deleted.insert(shard, u64::from_le_bytes(value.try_into().ok()?));
+                }
                 [META_ORDINALS, shard @ ..] => {
                     let shard = ShardId(u16::from_be_bytes(shard.try_into().ok()?));
                     meta.ordinals.insert(shard, u32::from_le_bytes(value.try_into().ok()?));
@@ -338,10 +344,11 @@ impl Rocks {
         self.write_durably(batch)
     }
 
-    /// Makes tombstones durable, and takes their number for good.
+    /// Makes tombstones durable, and takes their number for good. `deleted`: the agreed deletions that are done then.
     pub(crate) fn write_tombstones<'a>(
         &self,
         tombstones: impl Iterator<Item = &'a Tombstone>,
+        deleted: &[(ShardId, u64)],
         next_segment: u64,
     ) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
@@ -349,6 +356,10 @@ impl Rocks {
         for tombstone in tombstones {
             let (key, value) = tombstone.to_row();
             batch.put_cf(self.family(META), key, value);
+        }
+        for (shard, through) in deleted {
+            let [high, low] = shard.0.to_be_bytes();
+            batch.put_cf(self.family(META), [META_DELETED, high, low], through.to_le_bytes());
         }
         self.write_durably(batch)
     }

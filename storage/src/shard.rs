@@ -12,6 +12,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -36,6 +37,8 @@ pub(crate) struct Shard {
     pub(crate) head: Mutex<Head>,
     pub(crate) index: RwLock<Index>,
     pub(crate) notes: Mutex<Notes>,
+    /// The last deletion that the shard's replicas agreed on and that is done here; 0: none was.
+    deleted_through: AtomicU64,
 }
 
 /// What the write path touches.
@@ -161,7 +164,22 @@ impl Taken {
 impl Shard {
     pub(crate) fn new(id: ShardId, dictionary: &Arc<Dictionary>) -> Self {
         let index = RwLock::new(Index::new(dictionary));
-        Self { id, head: Mutex::default(), index, notes: Mutex::default() }
+        Self {
+            id,
+            head: Mutex::default(),
+            index,
+            notes: Mutex::default(),
+            deleted_through: AtomicU64::default(),
+        }
+    }
+
+    pub(crate) fn deleted_through(&self) -> u64 {
+        self.deleted_through.load(Ordering::Acquire)
+    }
+
+    /// Remembers a deletion that is durable.
+    pub(crate) fn set_deleted_through(&self, through: u64) {
+        self.deleted_through.fetch_max(through, Ordering::AcqRel);
     }
 
     /// Appends a checked batch: log record, then head. See the module's description.

@@ -201,6 +201,9 @@ fn restore(store: &Store, meta: &Meta) -> Result<usize, StorageError> {
         shard.restore_ordinals(resident.ordinals);
     }
     store.rocks.each_note(|key, value| store.shard(key.shard).notes.lock().restore(key, value))?;
+    for (shard, through) in &meta.deleted {
+        store.shard(*shard).set_deleted_through(*through);
+    }
     for (shard, ordinals) in &meta.ordinals {
         store.shard(*shard).reserve_ordinals(*ordinals);
     }

@@ -9,19 +9,24 @@
 //! leaves what was appended while it began in the log that it keeps; so a deletion flushes twice, even if nothing
 //! is in memory: the first flush moves what it hides to disk, the second one takes that out of the log. What the
 //! second one moves lies above the tombstone, and stays. Exemplars are deleted from memory, and from their rows by the
-//! first flush.
+//! first flush. Where nothing matches, nothing is flushed.
+//!
+//! The replicas of a shard agree on deletions, and number them. Each remembers the last one that it has done, in the
+//! same write as its tombstones, and takes samples from another replica (`import.rs`) only if that one has done the
+//! same ones: otherwise a deleted sample would come back as a new one.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use saturn_model::Selection;
+use saturn_model::{Selection, ShardId};
 
 use crate::engine::Store;
 use crate::error::StorageError;
 use crate::flush;
 use crate::keys::{Segment, Tombstone};
 use crate::past;
+use crate::shard::Shard;
 
 /// The tombstones that hide samples of one segment.
 #[derive(Debug)]
@@ -82,50 +87,99 @@ pub(crate) fn visible_ordinals(
     visible
 }
 
+/// What the replicas of a shard agreed to delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgreedDeletions {
+    /// Of which shard.
+    pub shard: ShardId,
+    /// The number of the last of them; numbers of a shard only grow.
+    pub through: u64,
+    /// What is deleted.
+    pub selections: Vec<Selection>,
+}
+
+/// What to delete in one shard.
+struct Order {
+    shard: Arc<Shard>,
+    selections: Vec<Selection>,
+}
+
 /// See `Engine::delete_series`.
 pub(crate) fn delete(store: &Store, selection: &Selection) -> Result<u64, StorageError> {
-    let (first_ms, last_ms) = (selection.start.0, selection.end.0);
-    if first_ms > last_ms {
-        return Err(StorageError::Invalid { reason: format!("the range {first_ms} to {last_ms} is empty") });
+    let shards = store.all_shards().into_iter();
+    let orders = shards.map(|shard| Order { shard, selections: vec![selection.clone()] }).collect();
+    carry_out(store, orders, &[])
+}
+
+/// See `Engine::delete_agreed`.
+pub(crate) fn delete_agreed(store: &Store, agreed: Vec<AgreedDeletions>) -> Result<u64, StorageError> {
+    let deleted: Vec<(ShardId, u64)> = agreed.iter().map(|order| (order.shard, order.through)).collect();
+    let order = |AgreedDeletions { shard, selections, .. }| Order { shard: store.shard(shard), selections };
+    carry_out(store, agreed.into_iter().map(order).collect(), &deleted)
+}
+
+/// `deleted`: the agreed deletions that are done then.
+fn carry_out(store: &Store, orders: Vec<Order>, deleted: &[(ShardId, u64)]) -> Result<u64, StorageError> {
+    for Selection { start, end, .. } in orders.iter().flat_map(|order| &order.selections) {
+        if start > end {
+            return Err(StorageError::Invalid { reason: format!("the range {start} to {end} is empty") });
+        }
     }
     let mut next_segment = store.next_segment.lock();
-    for shard in store.all_shards() {
-        let range = (selection.start, selection.end);
-        shard.notes.lock().delete_exemplars(&selection.tenant, &selection.matchers, range);
+    let mut concerns = false;
+    for Order { shard, selections } in &orders {
+        for selection in selections {
+            concerns |= shard.notes.lock().delete_exemplars(selection) > 0;
+            concerns |= !past::matching(store, shard, selection)?.is_empty();
+        }
     }
-    flush::flush_locked(store, &mut next_segment)?;
-    let number = *next_segment;
-    *next_segment += 1;
-    flush::flush_locked(store, &mut next_segment)?;
     let mut made = Vec::new();
-    let mut deleted = 0;
-    for shard in store.all_shards() {
-        let matched = past::matching(store, &shard, selection)?;
-        if matched.is_empty() {
-            continue;
-        }
-        let (segments, tombstones) = shard.segments_and_tombstones();
-        let mut ordinals = RoaringBitmap::new();
-        let below = segments.iter().filter(|segment| segment.key.segment < number);
-        for segment in below.filter(|segment| segment.touches(first_ms, last_ms)) {
-            ordinals |= visible_ordinals(segment, &tombstones, first_ms, last_ms) & &matched;
-        }
-        if !ordinals.is_empty() {
-            deleted += ordinals.len();
-            ordinals.optimize();
-            let tombstone = Tombstone { shard: shard.id, number, first_ms, last_ms, ordinals };
-            made.push((shard, Arc::new(tombstone)));
+    if concerns {
+        flush::flush_locked(store, &mut next_segment)?;
+        let number = *next_segment;
+        // Each tombstone of a shard needs a number of its own.
+        *next_segment += orders.iter().map(|order| order.selections.len() as u64).max().unwrap_or_default();
+        flush::flush_locked(store, &mut next_segment)?;
+        for Order { shard, selections } in &orders {
+            for (number, selection) in (number..).zip(selections) {
+                let tombstone = tombstone(store, shard, number, selection)?;
+                made.extend(tombstone.map(|tombstone| (shard, Arc::new(tombstone))));
+            }
         }
     }
-    if made.is_empty() {
+    if made.is_empty() && deleted.is_empty() {
         return Ok(0);
     }
-    store.rocks.write_tombstones(made.iter().map(|(_, tombstone)| &**tombstone), *next_segment)?;
+    store.rocks.write_tombstones(made.iter().map(|(_, tombstone)| &**tombstone), deleted, *next_segment)?;
     store.failpoint("delete: tombstones written")?;
+    let series = made.iter().map(|(_, tombstone)| tombstone.ordinals.len()).sum();
     for (shard, tombstone) in made {
         shard.add_tombstone(tombstone);
     }
-    Ok(deleted)
+    for (shard, through) in deleted {
+        store.shard(*shard).set_deleted_through(*through);
+    }
+    Ok(series)
+}
+
+/// What hides the shard's matching samples in segments below `number`, if there are any.
+fn tombstone(
+    store: &Store,
+    shard: &Shard,
+    number: u64,
+    selection: &Selection,
+) -> Result<Option<Tombstone>, StorageError> {
+    let matched = past::matching(store, shard, selection)?;
+    let (first_ms, last_ms) = (selection.start.0, selection.end.0);
+    let (segments, tombstones) = shard.segments_and_tombstones();
+    let mut ordinals = RoaringBitmap::new();
+    let below = segments.iter().filter(|segment| segment.key.segment < number);
+    for segment in below.filter(|segment| segment.touches(first_ms, last_ms)) {
+        ordinals |= visible_ordinals(segment, &tombstones, first_ms, last_ms) & &matched;
+    }
+    ordinals.optimize();
+    let tombstone = Tombstone { shard: shard.id, number, first_ms, last_ms, ordinals };
+    Ok((!tombstone.ordinals.is_empty()).then_some(tombstone))
 }
 
 #[cfg(test)]
@@ -133,7 +187,6 @@ mod tests {
     use super::*;
     use crate::keys::{SegmentKey, Span, Window};
     use proptest::prelude::*;
-    use saturn_model::ShardId;
 
     proptest! {
         #[test]

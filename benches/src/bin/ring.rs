@@ -1,5 +1,5 @@
 //! `ring`: what three nodes with many shards cost while nothing happens, and how long the shards of a node that dies
-//! are without a leader, while writes go on.
+//! are without a leader, while writes go on; and how long a deletion in all of them takes, under the same load.
 //!
 //! Run it by `make bench-ring`.
 #![expect(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
@@ -18,6 +18,8 @@ use saturn_chaos_tests::{
 const REST: Duration = Duration::from_secs(10);
 /// How long new leaders may take.
 const FAILOVER_LIMIT: Duration = Duration::from_secs(60);
+/// How many deletions are timed.
+const DELETIONS: usize = 10;
 /// Time between two looks for them.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -38,11 +40,12 @@ async fn main() -> Result<()> {
     for shards in [1, options.shards] {
         idle(shards, Duration::from_secs(options.seconds)).await?;
     }
+    deletions(options.shards).await?;
     failover(options.shards).await
 }
 
 async fn start(shards: u16) -> Result<Cluster> {
-    let extra_args = vec![format!("--cluster.shards={shards}")];
+    let extra_args = vec![format!("--cluster.shards={shards}"), "--web.enable-admin-api".to_owned()];
     let mut cluster =
         Cluster::start_with(ClusterOptions { nodes: 3, extra_args, ..ClusterOptions::default() }).await?;
     cluster.tolerate(Tolerance::Warnings);
@@ -113,6 +116,40 @@ async fn failover(shards: u16) -> Result<()> {
         history.count(saturn_chaos_tests::Outcome::Acked) + failed,
     );
     history.check(&cluster.endpoint(0, "ring")).await?;
+    cluster.finish().await
+}
+
+/// Deletes one lane after another, each in all shards, while a writer writes.
+async fn deletions(shards: u16) -> Result<()> {
+    let cluster = start(shards).await?;
+    let endpoint = cluster.endpoint(0, "ring");
+    let targets = vec![cluster.endpoint(0, "ring"), cluster.endpoint(1, "ring")];
+    let writer = Writer::start(WriterOptions { number: 1, lanes: 50, targets, retries: 0 });
+    writer.wait_acked(500, FAILOVER_LIMIT).await?;
+    let other =
+        Writer::start(WriterOptions { number: 2, lanes: 50, targets: vec![endpoint.clone()], retries: 0 });
+    other.wait_acked(500, FAILOVER_LIMIT).await?;
+    other.stop().await?;
+    let mut took = Vec::new();
+    for lane in 0..DELETIONS {
+        let selector = format!("saturn_test_writer_sample{{writer=\"2\",lane=\"{lane}\"}}");
+        let started = Instant::now();
+        let form = [("match[]", selector)];
+        let reply = endpoint.post_form("/api/v1/admin/tsdb/delete_series", &form).await?;
+        took.push(started.elapsed().as_secs_f64());
+        ensure!(reply.status == 204, "{reply:?}");
+    }
+    took.sort_by(f64::total_cmp);
+    let history = writer.stop().await?;
+    let failed = history.count(saturn_chaos_tests::Outcome::Unknown);
+    println!(
+        "{DELETIONS} deletions in {shards} shards, one after another: {:.2} s each (median), {:.2} s at most; of {} samples \
+         written meanwhile, each once, {failed} were not acknowledged",
+        took[DELETIONS / 2],
+        took[DELETIONS - 1],
+        history.count(saturn_chaos_tests::Outcome::Acked) + failed,
+    );
+    history.check(&endpoint).await?;
     cluster.finish().await
 }
 

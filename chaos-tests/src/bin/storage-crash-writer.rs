@@ -101,7 +101,7 @@ fn import(engine: &Engine, writer: u32, numbers: std::ops::Range<u64>) -> Result
     for shard in shards {
         let snapshot = other.snapshot(shard);
         let chunks = snapshot.export(ExportScope::Shard, None, usize::MAX)?;
-        let mut importer = engine.importer(shard)?;
+        let mut importer = engine.importer(shard, 0)?;
         importer.ingest(&chunks.collect::<Result<Vec<_>, _>>()?)?;
         importer.ingest_notes(&other.export_notes(shard, usize::MAX))?;
     }

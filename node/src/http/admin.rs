@@ -2,21 +2,33 @@
 //! scrub and for tenants' shards. Off unless a setting turns them on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use saturn_model::{Selection, TenantId, TimestampMs};
+use futures::StreamExt as _;
+use saturn_model::{Selection, ShardId, TenantId, TimestampMs};
 use saturn_proto::report::{TenantShard, TenantShardsReport};
-use saturn_replication::{Erase, Erased};
+use saturn_ring::{NodeId, ShardRecord};
 use saturn_storage::Damage;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::App;
 use super::answer::{ApiError, Notes, success_of};
 use super::params::Params;
 use super::query::serving;
 use super::tenant::Tenant;
+use crate::raft::ProposeError;
+
+/// Most bytes of names and values in the selectors of one deletion: it travels with the records of all of the tenant's
+/// shards until it is done.
+const SELECTORS_BYTES_MAX: usize = 4096;
+/// Shards that are asked to decide at the same time.
+const DECISIONS_AT_ONCE: usize = 64;
+/// How long all of them have.
+const DECISIONS_WITHIN: Duration = Duration::from_secs(30);
 
 /// Whether the admin endpoints are on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,17 +53,88 @@ pub(crate) async fn delete_series(
     if selectors.is_empty() {
         return Err(ApiError::bad_data("no match[] parameter provided"));
     }
+    let length: usize = selectors.iter().flatten().map(|m| m.name().len() + m.value().len()).sum();
+    if length > SELECTORS_BYTES_MAX {
+        let text = format!(
+            "the selectors have {length} bytes of names and values, {SELECTORS_BYTES_MAX} are the most"
+        );
+        return Err(ApiError::parameter("match[]", &text));
+    }
     let selection = |matchers| Selection { tenant: tenant.clone(), matchers, start, end };
-    let what = Erase::Series(selectors.into_iter().map(selection).collect());
-    let erased = serving(&app)?.coordinator.erase(what).await;
-    tracing::info!(%tenant, start_ms = start.0, end_ms = end.0, series = erased.series, missing = erased.missing.len(), "deleted series");
-    answer(&erased)
+    let selections: Vec<Selection> = selectors.into_iter().map(selection).collect();
+    let coordinator = &serving(&app)?.coordinator;
+    let (records, undecided) = decide(&app, &selections).await?;
+    let missing = coordinator.spread(&records).await;
+    let late = late_shards(&records, &missing);
+    tracing::info!(
+        %tenant, start_ms = start.0, end_ms = end.0, shards = records.len(), undecided = undecided.len(),
+        missing = missing.len(), "series were deleted"
+    );
+    if undecided.is_empty() && late.is_empty() {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let mut text = "not deleted everywhere; repeat the request".to_owned();
+    if let Some((shard, why)) = undecided.first() {
+        text += &format!(": {} shards could not decide it, as shard {shard}: {why}", undecided.len());
+    }
+    if let Some(shard) = late.first() {
+        let named: Vec<String> = missing.iter().map(|(node, why)| format!("{node} ({why})")).collect();
+        text += &format!(
+            ": too few nodes of {} shards, as of shard {shard}, have done it so far, they will: {}",
+            late.len(),
+            named.join(", ")
+        );
+    }
+    Err(ApiError::unavailable(text))
+}
+
+/// Has the replicas of each shard agree on a deletion: in shards that the tenant's series went to once, too. Returns the records that follow, and which shards did not, and
+/// why.
+async fn decide(
+    app: &App,
+    selections: &[Selection],
+) -> Result<(Vec<(ShardId, ShardRecord)>, Vec<(ShardId, String)>), ApiError> {
+    let authority = super::ring::authority(app)?;
+    let id = Uuid::new_v4();
+    let end = tokio::time::Instant::now() + DECISIONS_WITHIN;
+    let late = |_| Err(ProposeError::Unavailable(format!("no majority within {DECISIONS_WITHIN:?}")));
+    let shards = (0..authority.placement.load().shard_count()).map(ShardId);
+    let decided = futures::stream::iter(shards).map(|shard| async move {
+        let deleted = tokio::time::timeout_at(end, authority.delete(shard, id, selections.to_vec())).await;
+        (shard, deleted.unwrap_or_else(late))
+    });
+    let (mut records, mut undecided) = (Vec::new(), Vec::new());
+    let mut decided = decided.buffer_unordered(DECISIONS_AT_ONCE);
+    while let Some((shard, outcome)) = decided.next().await {
+        match outcome {
+            Ok(record) => records.push((shard, record)),
+            Err(error) => undecided.push((shard, error.to_string())),
+        }
+    }
+    Ok((records, undecided))
+}
+
+/// The shards of which so many nodes are missing that an answer without them could still lack nothing.
+fn late_shards(records: &[(ShardId, ShardRecord)], missing: &[(NodeId, String)]) -> Vec<ShardId> {
+    let is_done = |node: &NodeId| missing.iter().all(|(missing, _)| missing != node);
+    let is_late =
+        |record: &ShardRecord| record.slots.iter().filter(|n| is_done(n)).count() < record.barrier();
+    records.iter().filter(|(_, record)| is_late(record)).map(|(shard, _)| *shard).collect()
 }
 
 /// `POST /api/v1/admin/tsdb/clean_tombstones`: gives the space of deleted samples back, of all tenants.
 pub(crate) async fn clean_tombstones(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
     check_enabled(&app)?;
-    answer(&serving(&app)?.coordinator.erase(Erase::Tombstones).await)
+    let missing = serving(&app)?.coordinator.clean_tombstones().await;
+    if missing.is_empty() {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let named: Vec<String> = missing.iter().map(|(node, why)| format!("{node} ({why})")).collect();
+    Err(ApiError::unavailable(format!(
+        "not done on {} nodes, done on all others; repeat the request: {}",
+        named.len(),
+        named.join(", ")
+    )))
 }
 
 /// `POST /api/v1/admin/tsdb/scrub`: reads everything on this node's disk through its checksums, and answers what was
@@ -110,16 +193,4 @@ fn check_enabled(app: &App) -> Result<(), ApiError> {
         AdminApi::Enabled => Ok(()),
         AdminApi::Disabled => Err(ApiError::admin_disabled()),
     }
-}
-
-fn answer(erased: &Erased) -> Result<StatusCode, ApiError> {
-    if erased.missing.is_empty() {
-        return Ok(StatusCode::NO_CONTENT);
-    }
-    let named: Vec<String> = erased.missing.iter().map(|(node, why)| format!("{node} ({why})")).collect();
-    Err(ApiError::unavailable(format!(
-        "not done on {} replicas, done on all others; repeat the request: {}",
-        named.len(),
-        named.join(", ")
-    )))
 }

@@ -32,7 +32,7 @@ use crate::raft::ProposeError;
 use crate::repair::Repairer;
 use crate::transfer::{WindowDigests, Windows};
 
-fn authority(app: &App) -> Result<&Authority, ApiError> {
+pub(super) fn authority(app: &App) -> Result<&Authority, ApiError> {
     app.authority.get().ok_or_else(|| ApiError::unavailable("this node does not belong to a cluster yet"))
 }
 
@@ -311,7 +311,8 @@ fn shard_report(
             progress,
         }),
         leader: leader.map(|leader| leader.to_string()),
-        sealed_windows: meta.sealed.len(),
+        sealed_windows: meta.sealed.keys().filter(|window| meta.is_sealed(**window)).count(),
+        deletions: record.deletions.len(),
         digest: None,
         history: history.collect(),
     }

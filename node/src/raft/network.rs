@@ -15,7 +15,7 @@ use openraft::{AnyError, EmptyNode, OptionalSend, Snapshot, SnapshotMeta, Vote};
 use saturn_model::ShardId;
 use saturn_proto::peer;
 use saturn_proto::peer::propose_reply::Outcome;
-use saturn_ring::{ClusterId, Liveness, MemberState, NodeId, ShardRecord};
+use saturn_ring::{ClusterId, Liveness, MemberState, NodeId, Placement, ShardRecord};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -27,6 +27,8 @@ use crate::wire;
 
 /// How long a node may take to make a record durable.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same of all records, with the deletions that come with them.
+const PUSH_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a proposal may take on another node; longer than it may take there.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(7);
 /// Pauses between attempts to reach a voter that does not answer; the last one repeats.
@@ -107,7 +109,7 @@ impl Control {
         node: &NodeId,
         group: GroupId,
         command: &Command,
-    ) -> Result<(), ProposeError> {
+    ) -> Result<Option<ShardRecord>, ProposeError> {
         let mut client = self.client(node).map_err(ProposeError::Unavailable)?;
         let command = postcard::to_allocvec(command).map_err(|e| ProposeError::Refused(e.to_string()))?;
         let message =
@@ -119,11 +121,24 @@ impl Control {
         let reply = reply.map_err(|s| ProposeError::Unavailable(format!("{node}: {}", s.message())))?;
         let reply = reply.into_inner();
         match reply.outcome() {
-            Outcome::Applied => Ok(()),
+            Outcome::Applied => {
+                let record = reply.record.map(wire::record_from).transpose();
+                record.map_err(|e| ProposeError::Unavailable(format!("{node}: {e}")))
+            }
             Outcome::Refused => Err(ProposeError::Refused(reply.text)),
             Outcome::NotLeader => Err(ProposeError::NotLeader(NodeId::new(&reply.leader).ok())),
             Outcome::Unavailable => Err(ProposeError::Unavailable(format!("{node}: {}", reply.text))),
         }
+    }
+
+    /// Makes sure that a node has all records of a placement, or newer ones, on its disk.
+    pub(crate) async fn push_placement(&self, node: &NodeId, placement: &Placement) -> Result<(), String> {
+        let mut client = self.client(node)?;
+        let placement = wire::placement_to_bytes(placement);
+        let message = peer::PushPlacementRequest { cluster: self.cluster_bytes(), placement };
+        let call = tokio::time::timeout(PUSH_ALL_TIMEOUT, client.push_placement(message)).await;
+        let reply = call.map_err(|_| format!("{node}: no answer within {PUSH_ALL_TIMEOUT:?}"))?;
+        reply.map(drop).map_err(|status| format!("{node}: {}", status.message()))
     }
 
     /// Makes sure that a node has a record, or a newer one, on its disk.
@@ -291,13 +306,20 @@ impl Groups {
             Ok(command) => self.propose(GroupId(request.group), command).await,
             Err(error) => Err(ProposeError::Refused(format!("the command makes no sense: {error}"))),
         };
-        let (outcome, text, leader) = match outcome {
-            Ok(()) => (Outcome::Applied, String::new(), None),
-            Err(ProposeError::Refused(text)) => (Outcome::Refused, text, None),
-            Err(ProposeError::NotLeader(leader)) => (Outcome::NotLeader, String::new(), leader),
-            Err(ProposeError::Unavailable(text)) => (Outcome::Unavailable, text, None),
-        };
-        let leader = leader.map(|id| id.to_string()).unwrap_or_default();
-        peer::ProposeReply { outcome: outcome.into(), text, leader }
+        let reply = |outcome: Outcome| peer::ProposeReply { outcome: outcome.into(), ..Default::default() };
+        match outcome {
+            Ok(record) => peer::ProposeReply {
+                record: record.map(|record| wire::record_message(&record)),
+                ..reply(Outcome::Applied)
+            },
+            Err(ProposeError::Refused(text)) => peer::ProposeReply { text, ..reply(Outcome::Refused) },
+            Err(ProposeError::NotLeader(leader)) => {
+                let leader = leader.map(|id| id.to_string()).unwrap_or_default();
+                peer::ProposeReply { leader, ..reply(Outcome::NotLeader) }
+            }
+            Err(ProposeError::Unavailable(text)) => {
+                peer::ProposeReply { text, ..reply(Outcome::Unavailable) }
+            }
+        }
     }
 }

@@ -48,7 +48,7 @@ impl GroupState {
     }
 
     fn apply(&mut self, command: Command) -> Applied {
-        let refusal = match (self, command) {
+        let refusal = match (&mut *self, command) {
             (Self::Cluster(meta), Command::Cluster(command)) => {
                 meta.apply(command).err().map(|e| e.to_string())
             }
@@ -57,7 +57,8 @@ impl GroupState {
                 Some("the command is for another kind of group".to_owned())
             }
         };
-        Applied { refusal }
+        let record = self.shard().and_then(|meta| meta.record.clone());
+        Applied { refusal, record }
     }
 }
 
@@ -162,11 +163,11 @@ impl RaftStateMachine<Types> for StateMachine {
                 self.pass(&entry);
                 saved.applied = Some(entry.log_id);
                 replies.push(match entry.payload {
-                    EntryPayload::Blank => Applied { refusal: None },
+                    EntryPayload::Blank => Applied::default(),
                     EntryPayload::Normal(command) => saved.state.apply(command),
                     EntryPayload::Membership(membership) => {
                         saved.membership = Membership::new(Some(entry.log_id), membership);
-                        Applied { refusal: None }
+                        Applied::default()
                     }
                 });
             }

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use saturn_model::{
     Buckets, Exemplar, Fingerprint, Histogram, Labels, MetricMetadata, MetricType, Sample, Selection,
-    ShardBatch, TenantId,
+    ShardBatch, TenantId, WINDOW_MS,
 };
 use saturn_proto::peer::peer_server::PeerServer;
 use saturn_replication::PlacementHandle;
-use saturn_ring::{ClusterId, Generation, Liveness, Member, MemberState, Placement, PlacementMember, Zone};
-use saturn_storage::{EngineOptions, WINDOW_MS};
+use saturn_ring::{
+    ClusterId, Generation, Liveness, Member, MemberState, Placement, PlacementMember, ShardRecord, Zone,
+};
+use saturn_storage::EngineOptions;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -281,22 +283,26 @@ async fn the_source_gives_only_under_exactly_its_own_record() {
     let transfers = transfers(b, *address, None);
     let progress = watch::Sender::new(Progress::default());
     let (_keep, cancel) = watch::channel(false);
+    let first = a.placement.load().shards[usize::from(SHARD.0)].clone();
+    let at = |epoch: u64| ShardRecord { epoch: Epoch(epoch), ..first.clone() };
     let with = async |epoch: u64| {
         let shard = (SHARD, Epoch(epoch));
+        b.placement.adopt(SHARD, at(epoch)).expect("stored");
         let pulled = transfers.pull_shard(shard, &node_id("a"), &progress, cancel.clone()).await;
         (pulled, transfers.remote_digests(shard, &node_id("a"), &Windows::all()).await)
     };
     let (pulled, digests) = with(2).await;
     assert!(matches!(pulled, Err(TransferError::Behind)), "{pulled:?}");
     assert!(matches!(digests, Err(TransferError::Behind)), "{digests:?}");
-    let mut record = a.placement.load().shards[usize::from(SHARD.0)].clone();
-    record.epoch = Epoch(3);
+    let record = at(3);
     a.placement.adopt(SHARD, record.clone()).expect("stored");
     let (pulled, digests) = with(2).await;
     assert!(matches!(&pulled, Err(TransferError::Stale(newer)) if *newer == record), "{pulled:?}");
     assert!(matches!(&digests, Err(TransferError::Stale(newer)) if *newer == record), "{digests:?}");
     assert_eq!(read(&b.engine).len(), 0);
     assert!(with(3).await.0.is_ok());
+    let past = transfers.pull_shard((SHARD, Epoch(2)), &node_id("a"), &progress, cancel.clone()).await;
+    assert!(matches!(past, Err(TransferError::Changed)), "{past:?}");
     // Nobody is asked to wait for a node that nobody knows.
     let nobody = transfers
         .remote_digests((SHARD, Epoch(3)), &node_id("c"), &Windows::all())

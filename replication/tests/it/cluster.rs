@@ -12,9 +12,9 @@ use saturn_model::{
     TimestampMs,
 };
 use saturn_replication::{
-    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Coordinator, Erase, EraseReply,
-    EraseRequest, LabelItems, LabelSource, LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, Peers,
-    PlacementHandle, SelectRequest, SelectSink, Settings, ShardRefusal, ShardReply, ShardWrite,
+    AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, Coordinator, LabelItems, LabelSource,
+    LabelsAnswer, LabelsQuestion, LabelsRequest, PeerError, Peers, PlacementHandle, SelectRequest,
+    SelectSink, Settings, ShardRefusal, ShardReply, ShardWrite,
 };
 use saturn_ring::{
     Access, ClusterId, Epoch, Fence, Generation, NodeId, Placement, PlacementMember, ShardRecord, Zone, fence,
@@ -314,27 +314,8 @@ impl Peers for Cluster {
         Ok(reply)
     }
 
-    async fn erase(&self, to: &NodeId, request: EraseRequest) -> Result<EraseReply, PeerError> {
-        self.reach(to).await?;
-        let mut replicas = self.replicas.lock();
-        let replica = replicas.get_mut(to).expect("the replica exists");
-        for (shard, epoch) in &request.shards {
-            match replica.judge(to, (*shard, *epoch), Access::Read) {
-                Ok(()) => {}
-                Err(ShardRefusal::Behind) => return Ok(EraseReply::Behind),
-                Err(refusal) => return Ok(EraseReply::Failed(refusal.to_string())),
-            }
-        }
-        let Erase::Series(selections) = &request.what else { return Ok(EraseReply::Done { series: 0 }) };
-        let mut series = 0;
-        for selection in selections {
-            for (_, samples) in replica.series.values_mut() {
-                let before = samples.len();
-                samples.retain(|t, _| !(selection.start.0..=selection.end.0).contains(t));
-                series += u64::from(samples.len() < before);
-            }
-        }
-        Ok(EraseReply::Done { series })
+    async fn clean_tombstones(&self, to: &NodeId) -> Result<(), PeerError> {
+        self.reach(to).await
     }
 
     async fn push_placement(&self, to: &NodeId, placement: &Placement) -> Result<(), PeerError> {

@@ -1,6 +1,6 @@
 //! The coordinator over replicas in memory, in virtual time.
 
 mod cluster;
-mod erasures;
+mod deletions;
 mod reads;
 mod writes;

@@ -78,6 +78,7 @@ impl World {
             RecordStep::Activate { .. } => crate::marks::Mark::MoveActivated,
             RecordStep::Finish { .. } => crate::marks::Mark::MoveFinished,
             RecordStep::Abort => crate::marks::Mark::MoveAborted,
+            RecordStep::Settle { .. } => return self.fail("nothing is deleted in here".to_owned()),
         });
         let step_of = |record: &ShardRecord| record.moving.as_ref().map(|moving| moving.step);
         let path = (step_of(before), step_of(after));

@@ -640,5 +640,5 @@ fn data_of_the_version_before_is_opened_and_upgraded() {
     drop(engine);
     let options = EngineOptions::new(dir.path());
     let error = Engine::open(options, &mut Registry::default()).expect_err("too old").to_string();
-    assert!(error.contains("version 2, this program reads versions 3 to 4"), "{error}");
+    assert!(error.contains("version 2, this program reads versions 3 to 5"), "{error}");
 }

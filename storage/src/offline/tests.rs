@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use saturn_model::{Fingerprint, MatchOp, Sample, ShardBatch, TimestampMs};
 
 use super::*;
-use crate::keys::WINDOW_MS;
+use crate::keys::{FORMAT_VERSION, WINDOW_MS};
 use crate::{Engine, EngineOptions};
 
 fn tenant() -> TenantId {
@@ -169,5 +169,8 @@ fn a_directory_of_an_earlier_version_is_read_or_says_what_it_lacks() {
     }
     Engine::open(options, &mut Registry::default()).expect("opened").close().expect("closed");
     assert!(Offline::verify(dir.path()).expect("verified").is_clean());
-    assert_eq!(Offline::open(dir.path()).expect("opened").stats().expect("counted").format_version, 4);
+    assert_eq!(
+        Offline::open(dir.path()).expect("opened").stats().expect("counted").format_version,
+        FORMAT_VERSION
+    );
 }

@@ -109,7 +109,7 @@ fn read(engine: &Engine) -> Vec<String> {
 
 /// All of the shard, by chunks of `chunk_bytes`; every `interrupted`th one is followed by a new snapshot.
 fn transfer(from: &Engine, to: &Engine, chunk_bytes: usize, interrupted: usize) -> Imported {
-    let mut importer = to.importer(SHARD).expect("an importer");
+    let mut importer = to.importer(SHARD, 0).expect("an importer");
     let (mut cursor, mut sum) = (None, Imported::default());
     loop {
         let snapshot = from.snapshot(SHARD);
@@ -233,7 +233,7 @@ fn a_snapshot_stays_as_it_was() {
     a.maintain(FAR).expect("merged");
     a.clean_tombstones().expect("cleaned");
     assert_eq!(read(&a).len(), 1);
-    let mut importer = b.importer(SHARD).expect("an importer");
+    let mut importer = b.importer(SHARD, 0).expect("an importer");
     for chunk in snapshot.export(ExportScope::Shard, None, 10_000).expect("valid") {
         importer.ingest(&[chunk.expect("readable")]).expect("taken");
     }
@@ -254,7 +254,7 @@ fn chunks_are_bounded_and_a_window_can_be_had_alone() {
         let bytes: usize = chunk.series.iter().map(|series| size_of(&series.columns)).sum();
         assert!(bytes < 2000 && chunk.window_start.0 == WINDOW_MS, "{bytes}");
     }
-    b.importer(SHARD).expect("an importer").ingest(&chunks).expect("taken");
+    b.importer(SHARD, 0).expect("an importer").ingest(&chunks).expect("taken");
     let (a, b) = (digests(&a), digests(&b));
     assert_eq!((a[1], b[0], b[2]), (b[1], [0; 256], [0; 256]));
     let wrong = ExportScope::Window(TimestampMs(5));
@@ -281,7 +281,7 @@ fn what_does_not_fit_is_refused() {
     let snapshot = a.snapshot(SHARD);
     let chunk = snapshot.export(ExportScope::Shard, None, 1000).expect("valid").next();
     let good = chunk.expect("a chunk").expect("readable");
-    let mut importer = b.importer(SHARD).expect("an importer");
+    let mut importer = b.importer(SHARD, 0).expect("an importer");
     let mut bad = vec![good.clone(); 5];
     bad[0].shard = ShardId(2);
     bad[1].window_start.0 += 1;
@@ -312,7 +312,7 @@ fn a_crash_at_any_step_leaves_all_or_nothing() {
         let engine = open_armed(&dir, &armed);
         append(&engine, &[(500, 7, 1.0)]);
         *armed.lock() = Some(*step);
-        let died = engine.importer(SHARD).expect("an importer").ingest(&chunks);
+        let died = engine.importer(SHARD, 0).expect("an importer").ingest(&chunks);
         assert!(matches!(died, Err(StorageError::Unavailable { .. })), "{step}: {died:?}");
         // Series that come now must not get the ordinals of those that were about to come.
         append(&engine, &[(501, 8, 1.0), (3, 9, 1.0)]);
@@ -327,7 +327,7 @@ fn a_crash_at_any_step_leaves_all_or_nothing() {
                 // It does not know that it did: that is for the next start.
                 continue;
             }
-            engine.importer(SHARD).expect("an importer").ingest(&chunks).expect("taken");
+            engine.importer(SHARD, 0).expect("an importer").ingest(&chunks).expect("taken");
             append(&source, &[(500, 7, 1.0), (501, 8, 1.0), (3, 9, 1.0)]);
             assert_eq!(digests(&engine), digests(&source), "{step}");
             engine.flush().expect("flushed");

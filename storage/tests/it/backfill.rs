@@ -80,7 +80,7 @@ fn old_samples_by_the_door_leave_live_ones_and_the_log_alone() {
     send(&engine, (0..40).map(|n| NOW + n * 15_000));
     let before = engine.stats();
     let snapshot = source.snapshot(SHARD);
-    let mut importer = engine.importer(SHARD).expect("an importer");
+    let mut importer = engine.importer(SHARD, 0).expect("an importer");
     let chunks: Result<Vec<_>, _> =
         snapshot.export(ExportScope::Shard, None, 1 << 20).expect("valid").collect();
     for chunks in chunks.expect("readable").chunks(50) {

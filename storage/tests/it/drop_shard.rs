@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use saturn_model::{
     Exemplar, Labels, MetricMetadata, MetricType, Selection, ShardBatch, ShardId, TenantId, TimestampMs,
+    WINDOW_MS,
 };
 use saturn_storage::{Engine, ExportChunk, ExportScope};
 
@@ -12,7 +13,6 @@ use crate::support::{Sending, append, batch, everything, labels, open, tenant, w
 
 const GONE: ShardId = ShardId(7);
 const STAYS: ShardId = ShardId(8);
-const WINDOW_MS: i64 = 7_200_000;
 
 fn series(number: i64) -> Labels {
     labels(&[("__name__", "m"), ("n", &number.to_string())])
@@ -112,7 +112,7 @@ fn nothing_of_it_is_left_and_the_log_does_not_bring_it_back() {
     again(&open(&crashed));
     // And by another replica.
     engine.drop_shard(GONE).expect("dropped");
-    let mut importer = engine.importer(GONE).expect("an importer");
+    let mut importer = engine.importer(GONE, 0).expect("an importer");
     importer.ingest(&given).expect("taken");
     engine.drop_shard(GONE).expect("dropped");
     // With what an importer remembers from before, too.

@@ -3,6 +3,7 @@
 mod backfill;
 mod churn;
 mod copy;
+mod deletions;
 mod doors;
 mod drop_shard;
 mod head;

@@ -144,7 +144,7 @@ fn transfer(from: &Engine, to: &Engine, chunk_bytes: usize) -> usize {
     let chunks = from.export_notes(SHARD, chunk_bytes);
     let bytes = chunks.iter().map(ExportedNotes::to_bytes);
     let chunks: Vec<_> = bytes.map(|bytes| ExportedNotes::from_bytes(&bytes).expect("own bytes")).collect();
-    let importer = to.importer(SHARD).expect("an importer");
+    let importer = to.importer(SHARD, 0).expect("an importer");
     chunks.chunks(2).for_each(|some| importer.ingest_notes(some).expect("taken"));
     chunks.len()
 }
@@ -178,6 +178,6 @@ fn another_replica_takes_them_durably_and_again_without_harm() {
     copy_dir(&dir.path().join("b"), &crashed);
     check(&open(&crashed));
     let wrong = ExportedNotes { shard: ShardId(8), ..a.export_notes(SHARD, 1 << 20).remove(0) };
-    let refused = b.importer(SHARD).expect("an importer").ingest_notes(&[wrong]);
+    let refused = b.importer(SHARD, 0).expect("an importer").ingest_notes(&[wrong]);
     assert!(matches!(refused, Err(StorageError::Invalid { .. })), "{refused:?}");
 }

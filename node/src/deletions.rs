@@ -1,0 +1,144 @@
+//! What a shard's record says is deleted, done in this node's storage before the record is in force here.
+
+use saturn_model::ShardId;
+use saturn_ring::{NodeId, Placement};
+use saturn_storage::{AgreedDeletions, Engine, StorageError};
+
+/// Does the deletions of a placement that is about to be adopted, in the shards of which this node stores samples. It
+/// does each once, whatever happens meanwhile: the storage remembers how far it is. Blocks.
+///
+/// A node that fills no slot may have samples from an earlier time, of which it missed deletions that the record does
+/// not list any more. It is here because a slot moves to it, so it fetches everything anyway: they go.
+///
+/// # Errors
+/// If the storage fails; then the placement must not be adopted.
+pub(crate) fn carry_out(engine: &Engine, me: &NodeId, placement: &Placement) -> Result<(), StorageError> {
+    let mut agreed = Vec::new();
+    for (shard, record) in (0..).map(ShardId).zip(&placement.shards) {
+        let (done, through) = (engine.deleted_through(shard), record.deleted_through().0);
+        if done >= through || !record.is_writer(me) {
+            continue;
+        }
+        if record.settled.0 > done {
+            if record.slots.contains(me) {
+                tracing::error!(
+                    %shard, done, settled = record.settled.0,
+                    "this node has missed deletions that it said it had done: its disk is an older copy; deleted \
+                     samples may come back"
+                );
+            } else {
+                tracing::info!(%shard, "this node has missed deletions while others held the shard; it fetches all anew");
+                engine.drop_shard(shard)?;
+            }
+        }
+        let missing = record.deletions.iter().filter(|deletion| deletion.epoch.0 > done);
+        let selections = missing.flat_map(|deletion| deletion.selections.iter().cloned()).collect();
+        agreed.push(AgreedDeletions { shard, through, selections });
+    }
+    if agreed.is_empty() {
+        return Ok(());
+    }
+    let shards = agreed.len();
+    let series = engine.delete_agreed(agreed)?;
+    tracing::info!(shards, series, "deleted what was agreed on");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prometheus_client::registry::Registry;
+    use saturn_model::{Fingerprint, Labels, Sample, Selection, ShardBatch, TenantId, TimestampMs};
+    use saturn_ring::{ClusterId, Epoch, ShardRecord};
+    use saturn_storage::EngineOptions;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const SHARD: ShardId = ShardId(0);
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).expect("valid")
+    }
+
+    fn tenant() -> TenantId {
+        TenantId::new("demo").expect("valid")
+    }
+
+    fn until(end: i64) -> Selection {
+        let (start, end) = (TimestampMs(i64::MIN), TimestampMs(end));
+        Selection { tenant: tenant(), matchers: Vec::new(), start, end }
+    }
+
+    /// A storage with samples at 0 to 9 ms.
+    async fn engine(dir: &std::path::Path) -> Engine {
+        let engine = Engine::open(EngineOptions::new(dir), &mut Registry::default()).expect("opens");
+        let labels = Labels::from_pairs([("__name__", "m")]).expect("valid");
+        let mut batch = ShardBatch::new(tenant(), SHARD);
+        batch.push_series(Fingerprint::of(&tenant(), labels.as_encoded()));
+        (0..10).for_each(|ms| batch.push_sample(Sample { timestamp: TimestampMs(ms), value: 1.0 }));
+        batch.labels.push((0, labels));
+        engine.append(vec![Arc::new(batch)]).await.expect("stored");
+        engine
+    }
+
+    fn held(engine: &Engine) -> usize {
+        let found = engine.select(SHARD, &until(i64::MAX), 10).expect("selected");
+        found.iter().map(|series| series.timestamps.len()).sum()
+    }
+
+    fn placement(record: &ShardRecord) -> Placement {
+        Placement {
+            cluster: ClusterId(Uuid::nil()),
+            version: 1,
+            replication_factor: 1,
+            members: Vec::new(),
+            shards: vec![record.clone()],
+        }
+    }
+
+    fn deleted(record: &ShardRecord, id: u128, end: i64) -> ShardRecord {
+        record.delete(Uuid::from_u128(id), vec![until(end)]).expect("deletes")
+    }
+
+    #[tokio::test]
+    async fn each_deletion_is_done_once_by_whoever_stores_the_shard() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let engine = engine(dir.path()).await;
+        let first = deleted(&ShardRecord::stable(Epoch(4), vec![node("a")]), 1, 3);
+        carry_out(&engine, &node("b"), &placement(&first)).expect("nothing to do");
+        assert_eq!((held(&engine), engine.deleted_through(SHARD)), (10, 0));
+        for _ in 0..2 {
+            carry_out(&engine, &node("a"), &placement(&first)).expect("deletes");
+            assert_eq!((held(&engine), engine.deleted_through(SHARD)), (6, 5));
+        }
+        let second = deleted(&first, 2, 5);
+        carry_out(&engine, &node("a"), &placement(&second)).expect("deletes");
+        assert_eq!((held(&engine), engine.deleted_through(SHARD)), (4, 6));
+        let settled = second.settle(&[node("a")].into()).expect("settles");
+        carry_out(&engine, &node("a"), &placement(&settled)).expect("nothing to do");
+        assert_eq!((held(&engine), engine.deleted_through(SHARD)), (4, 6));
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_an_earlier_time_goes_if_it_missed_deletions() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let engine = engine(dir.path()).await;
+        let stable = ShardRecord::stable(Epoch(4), vec![node("a")]);
+        let settled = deleted(&stable, 1, 3).settle(&[node("a")].into()).expect("settles");
+        let begun = settled.begin(0, &node("b")).expect("begins");
+        carry_out(&engine, &node("b"), &placement(&begun)).expect("drops");
+        assert_eq!((held(&engine), engine.deleted_through(SHARD)), (0, 5));
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_lost_its_notes_keeps_its_samples() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let engine = engine(dir.path()).await;
+        let stable = ShardRecord::stable(Epoch(4), vec![node("a")]);
+        let settled = deleted(&stable, 1, 3).settle(&[node("a")].into()).expect("settles");
+        carry_out(&engine, &node("a"), &placement(&deleted(&settled, 2, 5))).expect("deletes what it can");
+        assert_eq!((held(&engine), engine.deleted_through(SHARD)), (4, 7));
+    }
+}
