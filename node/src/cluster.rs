@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use saturn_proto::peer::confirm_reply::Verdict;
 use saturn_proto::peer::{ConfirmReply, ConfirmRequest, PullPlacementRequest};
-use saturn_replication::PlacementHandle;
+use saturn_replication::{Held, PlacementHandle};
 use saturn_ring::{
     ClusterId, FormationDecision, FormationView, Member, MemberChange, MemberError, NodeId, Placement,
     PlacementMember, decide,
@@ -25,6 +25,7 @@ use crate::gossip::{Command, View};
 use crate::identity::DataDir;
 use crate::peers::Connections;
 use crate::raft::{GroupId, Groups, ProposeError, Voter};
+use crate::replica::Admission;
 use crate::{deletions, shepherd, wire};
 
 /// How often names of the join list are looked up again.
@@ -67,9 +68,12 @@ pub(crate) async fn resolve(join: &[String]) -> Vec<SocketAddr> {
     addresses
 }
 
-/// Comes back with the placement to serve under. Whatever it is changed to is in force once this node has done the
-/// deletions of its shards.
-pub(crate) async fn establish(joining: &Joining, engine: &Engine) -> anyhow::Result<Arc<PlacementHandle>> {
+/// Comes back with the placement to serve under, and the door for appends. Whatever the placement is changed to is in
+/// force once this node has done the deletions of its shards, for which it closes the door.
+pub(crate) async fn establish(
+    joining: &Joining,
+    engine: &Engine,
+) -> anyhow::Result<(Arc<PlacementHandle>, Admission)> {
     let placement = match joining.data.load_placement()? {
         Some(placement) => placement,
         None => form_or_pull(joining).await?,
@@ -78,11 +82,18 @@ pub(crate) async fn establish(joining: &Joining, engine: &Engine) -> anyhow::Res
     let announce = Command::SetPlacement(placement.cluster, placement.version);
     joining.gossip.send(announce).await.context("the gossip task has ended")?;
     let (data, engine, me) = (joining.data.clone(), engine.clone(), joining.me.id.clone());
+    let admission = Admission::default();
+    let door = admission.clone();
     let persist = move |placement: &Placement| {
-        deletions::carry_out(&engine, &me, placement)?;
-        Ok(data.save_placement(placement)?)
+        let mut held: Held = None;
+        if deletions::prepare(&engine, &me, placement)? {
+            held = Some(Box::new(door.close()));
+            deletions::carry_out(&engine, &me, placement)?;
+        }
+        data.save_placement(placement)?;
+        Ok(held)
     };
-    Ok(Arc::new(PlacementHandle::new(placement, persist)))
+    Ok((Arc::new(PlacementHandle::new(placement, persist)), admission))
 }
 
 /// What was fixed when the cluster formed cannot be changed by a flag; better to say so than to ignore it.

@@ -1,39 +1,31 @@
 //! What a shard's record says is deleted, done in this node's storage before the record is in force here.
 
 use saturn_model::ShardId;
-use saturn_ring::{NodeId, Placement};
+use saturn_ring::{Epoch, NodeId, Overdue, Placement, ShardRecord};
 use saturn_storage::{AgreedDeletions, Engine, StorageError};
 
 /// Does the deletions of a placement that is about to be adopted, in the shards of which this node stores samples. It
-/// does each once, whatever happens meanwhile: the storage remembers how far it is. Blocks.
-///
-/// A node that fills no slot may have samples from an earlier time, of which it missed deletions that the record does
-/// not list any more. It is here because a slot moves to it, so it fetches everything anyway: they go.
+/// does each once, whatever happens meanwhile: the storage remembers how far it is. No append may be under way that was
+/// let in under an older record: it could store anew what is deleted here. Blocks.
 ///
 /// # Errors
 /// If the storage fails; then the placement must not be adopted.
 pub(crate) fn carry_out(engine: &Engine, me: &NodeId, placement: &Placement) -> Result<(), StorageError> {
     let mut agreed = Vec::new();
-    for (shard, record) in (0..).map(ShardId).zip(&placement.shards) {
-        let (done, through) = (engine.deleted_through(shard), record.deleted_through().0);
-        if done >= through || !record.is_writer(me) {
-            continue;
+    for (shard, record, overdue) in overdue(engine, me, placement) {
+        let (done, settled) = (engine.deleted_through(shard), record.settled.0);
+        if overdue.missed && record.slots.contains(me) {
+            tracing::error!(
+                %shard, done, settled,
+                "this node has missed deletions that it said it had done: its disk is an older copy; deleted samples \
+                 may come back"
+            );
+        } else if overdue.missed {
+            tracing::info!(%shard, done, settled, "drops an old copy that missed deletions: the shard is fetched anew");
+            engine.drop_shard(shard)?;
         }
-        if record.settled.0 > done {
-            if record.slots.contains(me) {
-                tracing::error!(
-                    %shard, done, settled = record.settled.0,
-                    "this node has missed deletions that it said it had done: its disk is an older copy; deleted \
-                     samples may come back"
-                );
-            } else {
-                tracing::info!(%shard, "this node has missed deletions while others held the shard; it fetches all anew");
-                engine.drop_shard(shard)?;
-            }
-        }
-        let missing = record.deletions.iter().filter(|deletion| deletion.epoch.0 > done);
-        let selections = missing.flat_map(|deletion| deletion.selections.iter().cloned()).collect();
-        agreed.push(AgreedDeletions { shard, through, selections });
+        let Overdue { through, selections, .. } = overdue;
+        agreed.push(AgreedDeletions { shard, through: through.0, selections });
     }
     if agreed.is_empty() {
         return Ok(());
@@ -44,13 +36,42 @@ pub(crate) fn carry_out(engine: &Engine, me: &NodeId, placement: &Placement) -> 
     Ok(())
 }
 
+/// Whether there is anything to do. If samples are to be deleted, what is in memory is flushed, so that [`carry_out`],
+/// which appends wait for, has little to flush. Blocks.
+///
+/// # Errors
+/// If the storage fails.
+pub(crate) fn prepare(engine: &Engine, me: &NodeId, placement: &Placement) -> Result<bool, StorageError> {
+    let mut is_any = false;
+    for (shard, _, overdue) in overdue(engine, me, placement) {
+        is_any = true;
+        for selection in &overdue.selections {
+            if !engine.series(shard, selection, 1)?.items.is_empty() {
+                return engine.flush().map(|()| true);
+            }
+        }
+    }
+    Ok(is_any)
+}
+
+fn overdue<'a>(
+    engine: &'a Engine,
+    me: &'a NodeId,
+    placement: &'a Placement,
+) -> impl Iterator<Item = (ShardId, &'a ShardRecord, Overdue)> {
+    let records = (0..).map(ShardId).zip(&placement.shards);
+    records.filter_map(|(shard, record)| {
+        Some((shard, record, record.overdue(me, Epoch(engine.deleted_through(shard)))?))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use prometheus_client::registry::Registry;
     use saturn_model::{Fingerprint, Labels, Sample, Selection, ShardBatch, TenantId, TimestampMs};
-    use saturn_ring::{ClusterId, Epoch, ShardRecord};
+    use saturn_ring::ClusterId;
     use saturn_storage::EngineOptions;
     use uuid::Uuid;
 

@@ -14,6 +14,7 @@ use saturn_replication::{
 };
 use saturn_ring::{Access, Epoch, Fence, NodeId, ShardRecord};
 use saturn_storage::{Engine, Listed, ReadLimits, StorageError};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
 /// Most bytes of samples with which one shard answers a read: 64 Mi samples.
 const SHARD_BYTES_MAX: u64 = 1 << 30;
@@ -25,17 +26,33 @@ pub(crate) struct Replica {
     pub(crate) engine: Engine,
     pub(crate) placement: Arc<PlacementHandle>,
     /// Held shared from an append's check of epochs until its samples are stored.
-    admitted: Arc<tokio::sync::RwLock<()>>,
+    admission: Admission,
+}
+
+/// The door for appends. Cloning shares it.
+#[derive(Clone, Default)]
+pub(crate) struct Admission(Arc<RwLock<()>>);
+
+impl Admission {
+    /// Returns when every append is over that was let in, and lets none in until what is returned is dropped. Blocks.
+    pub(crate) fn close(&self) -> OwnedRwLockWriteGuard<()> {
+        tokio::runtime::Handle::current().block_on(Arc::clone(&self.0).write_owned())
+    }
 }
 
 impl Replica {
-    pub(crate) fn new(id: NodeId, engine: Engine, placement: Arc<PlacementHandle>) -> Self {
-        Self { id, engine, placement, admitted: Arc::default() }
+    pub(crate) fn new(
+        id: NodeId,
+        engine: Engine,
+        placement: Arc<PlacementHandle>,
+        admission: Admission,
+    ) -> Self {
+        Self { id, engine, placement, admission }
     }
 
     /// Returns when every append is over that was admitted under an older record. Blocks.
     pub(crate) fn settle(&self) {
-        drop(self.admitted.blocking_write());
+        drop(self.admission.close());
     }
 
     fn check(&self, shard: ShardId, epoch: Epoch, access: Access) -> Result<(), ShardRefusal> {
@@ -61,7 +78,7 @@ impl Replica {
 
     /// Stores the batches whose epoch is current; answers when they are durable.
     pub(crate) async fn append(&self, request: AppendRequest) -> Vec<BatchReply> {
-        let _admitted = self.admitted.read().await;
+        let _admitted = self.admission.0.read().await;
         let mut replies = Vec::with_capacity(request.batches.len());
         let mut admitted = Vec::with_capacity(request.batches.len());
         for fenced in request.batches {

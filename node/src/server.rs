@@ -32,7 +32,7 @@ use crate::peers::{self, Connections, NodePeers};
 use crate::raft::{Control, Groups, Voter};
 use crate::read_path::QuorumSource;
 use crate::repair::Repairer;
-use crate::replica::Replica;
+use crate::replica::{Admission, Replica};
 use crate::ring_status::RingStatus;
 use crate::rpc_auth::Token;
 use crate::shepherd::{self, Shepherd};
@@ -380,7 +380,7 @@ impl Node {
     }
 
     async fn join(&self, joining: &Joining) -> anyhow::Result<()> {
-        let placement = cluster::establish(joining, self.engine()).await?;
+        let (placement, admission) = cluster::establish(joining, self.engine()).await?;
         // Each cell is filled here only, and once.
         let _ = self.placement.set(Arc::clone(&placement));
         let authority = self.authority(&placement).await?;
@@ -390,7 +390,7 @@ impl Node {
         let following = shepherd::follow(authority.clone(), self.gossip.clone());
         let serving = async {
             cluster::become_member(&authority, joining).await?;
-            let mover = self.open_doors(&authority);
+            let mover = self.open_doors(&authority, admission);
             tracing::info!(
                 cluster = %placement.load().cluster,
                 shards_owned = placement.load().slots_of(&self.me.id),
@@ -421,9 +421,10 @@ impl Node {
     }
 
     /// Starts to serve; returns what takes shards.
-    fn open_doors(&self, authority: &Authority) -> Mover {
+    fn open_doors(&self, authority: &Authority, admission: Admission) -> Mover {
         let placement = &authority.placement;
-        let replica = Replica::new(self.me.id.clone(), self.engine().clone(), Arc::clone(placement));
+        let replica =
+            Replica::new(self.me.id.clone(), self.engine().clone(), Arc::clone(placement), admission);
         let peers = Arc::new(NodePeers {
             replica: replica.clone(),
             cluster: placement.load().cluster,

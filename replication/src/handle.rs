@@ -4,6 +4,7 @@
 //! anyone sees them: acting under an epoch and then forgetting it would undo the fence. Changes that come while one is
 //! stored are stored together after it, as each costs a write of everything. This module does not decide who owns what.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +16,10 @@ use saturn_ring::{Epoch, Placement, PlacementError, PlacementMember, ShardRecord
 /// Whatever went wrong when storing a placement.
 pub type PersistError = Box<dyn Error + Send + Sync>;
 
-type Persist = Box<dyn Fn(&Placement) -> Result<(), PersistError> + Send + Sync>;
+type Persist = Box<dyn Fn(&Placement) -> Result<Held, PersistError> + Send + Sync>;
+
+/// What must be held until a placement that was made durable is in force; then it is dropped.
+pub type Held = Option<Box<dyn Any + Send>>;
 
 /// The current placement, shared by everything on this node.
 pub struct PlacementHandle {
@@ -66,7 +70,7 @@ impl PlacementHandle {
     /// it returns; it may block.
     pub fn new(
         placement: Placement,
-        persist: impl Fn(&Placement) -> Result<(), PersistError> + Send + Sync + 'static,
+        persist: impl Fn(&Placement) -> Result<Held, PersistError> + Send + Sync + 'static,
     ) -> Self {
         Self {
             current: RwLock::new(Arc::new(placement)),
@@ -106,8 +110,9 @@ impl PlacementHandle {
             return Ok(Adoption::Adopted);
         }
         placement.validate()?;
-        persist(&placement).map_err(AdoptError::Persist)?;
+        let held = persist(&placement).map_err(AdoptError::Persist)?;
         *self.current.write() = Arc::new(placement);
+        drop(held);
         Ok(Adoption::Adopted)
     }
 
@@ -206,7 +211,7 @@ mod tests {
         let seen = Arc::clone(&stored);
         let handle = PlacementHandle::new(placement(), move |p| {
             seen.store(p.shards[1].epoch.0, Ordering::SeqCst);
-            Ok(())
+            Ok(None)
         });
         let mut record = handle.load().shards[1].clone();
         record.epoch = Epoch(5);
@@ -223,7 +228,7 @@ mod tests {
         let broken = Arc::new(AtomicBool::new(true));
         let is_broken = Arc::clone(&broken);
         let handle = PlacementHandle::new(placement(), move |_| {
-            if is_broken.load(Ordering::SeqCst) { Err("disk full".into()) } else { Ok(()) }
+            if is_broken.load(Ordering::SeqCst) { Err("disk full".into()) } else { Ok(None) }
         });
         let mut record = handle.load().shards[0].clone();
         record.epoch = Epoch(2);
@@ -245,7 +250,7 @@ mod tests {
             while gate.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
-            Ok(())
+            Ok(None)
         }));
         let adopt = |shard: u16| {
             let handle = Arc::clone(&handle);
@@ -271,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_is_right_under_one_epoch_is_done_under_no_other() {
-        let handle = Arc::new(PlacementHandle::new(placement(), |_| Ok(())));
+        let handle = Arc::new(PlacementHandle::new(placement(), |_| Ok(None)));
         let mut record = handle.load().shards[0].clone();
         record.epoch = Epoch(2);
         let waiting = Arc::clone(&handle);
@@ -291,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_pushed_placement_brings_only_what_is_newer() {
-        let handle = PlacementHandle::new(placement(), |_| Ok(()));
+        let handle = PlacementHandle::new(placement(), |_| Ok(None));
         let mut record = handle.load().shards[0].clone();
         record.epoch = Epoch(9);
         handle.adopt(ShardId(0), record).expect("stored");

@@ -31,7 +31,7 @@ pub use coordinator::{
     WriteError,
 };
 pub use delete::Missing;
-pub use handle::{AdoptError, Adoption, MemberList, PersistError, PlacementHandle};
+pub use handle::{AdoptError, Adoption, Held, MemberList, PersistError, PlacementHandle};
 pub use merge::Listed;
 pub use peers::{
     AppendRequest, BatchReply, CardinalityReply, CardinalityRequest, FencedBatch, LabelItems, LabelsAnswer,

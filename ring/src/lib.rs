@@ -34,7 +34,9 @@ pub use member::{Liveness, Member, MemberState};
 pub use membership::Membership;
 pub use placement::{Placement, PlacementError, PlacementMember, Standing};
 pub use plan::PlannedMove;
-pub use record::{Access, DELETIONS_MAX, Deletion, Fence, MoveError, MoveStep, ShardRecord, SlotMove, fence};
+pub use record::{
+    Access, DELETIONS_MAX, Deletion, Fence, MoveError, MoveStep, Overdue, ShardRecord, SlotMove, fence,
+};
 pub use seal::{
     BOOT_NONCE_BYTES, DropReason, KeyRing, KeyRingError, PACKET_BYTES_MAX, REPLAY_WINDOW, SEAL_BYTES,
 };

@@ -57,6 +57,18 @@ pub struct Deletion {
     pub selections: Vec<Selection>,
 }
 
+/// What a node must delete before it acts on a record: see [`ShardRecord::overdue`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overdue {
+    /// How far the node is with the shard's deletions afterwards.
+    pub through: Epoch,
+    /// Whether there are deletions that the node has not done and that the record does not list any more. Then all that
+    /// the node has of the shard must go: it is from an earlier time, and the node fetches everything anyway.
+    pub missed: bool,
+    /// What to delete.
+    pub selections: Vec<Selection>,
+}
+
 /// Most deletions of a shard that not all of its nodes have done: each travels with every record.
 pub const DELETIONS_MAX: usize = 8;
 
@@ -253,6 +265,17 @@ impl ShardRecord {
         self.deletions.last().map_or(self.settled, |deletion| deletion.epoch)
     }
 
+    /// What `node` must delete in its copy before it acts on this record, if it has done the deletions up to `done`.
+    pub fn overdue(&self, node: &NodeId, done: Epoch) -> Option<Overdue> {
+        let through = self.deleted_through();
+        if done >= through || !self.is_writer(node) {
+            return None;
+        }
+        let missing = self.deletions.iter().filter(|deletion| deletion.epoch > done);
+        let selections = missing.flat_map(|deletion| deletion.selections.iter().cloned()).collect();
+        Some(Overdue { through, missed: self.settled > done, selections })
+    }
+
     /// Samples are deleted. A deletion that is listed already changes nothing.
     ///
     /// # Errors
@@ -429,6 +452,15 @@ mod tests {
         let settled = two.settle(&set(&["a", "b", "c", "d"])).expect("all have");
         assert_eq!((settled.epoch, settled.deletions.len()), (Epoch(10), 0));
         assert_eq!((settled.settled, settled.deleted_through()), (Epoch(9), Epoch(9)));
+        let overdue = |record: &ShardRecord, name, done| {
+            record.overdue(&node(name), Epoch(done)).map(|overdue| (overdue.through.0, overdue.missed))
+        };
+        assert_eq!(
+            [0, 7, 8, 9].map(|done| overdue(&two, "d", done)),
+            [Some((9, false)), Some((9, false)), Some((9, false)), None]
+        );
+        assert_eq!([8, 9].map(|done| overdue(&settled, "a", done)), [Some((9, true)), None]);
+        assert_eq!(overdue(&two, "e", 0), None, "it stores nothing of the shard");
         let done = settled.finish(&set(&["a", "b"])).expect("finishes");
         assert_eq!((done.deleted_through(), names(done.slots.iter())), (Epoch(9), "abd".into()));
     }

@@ -24,7 +24,7 @@ use super::*;
 use crate::gossip::View;
 use crate::grpc::PeerService;
 use crate::peers::Connections;
-use crate::replica::Replica;
+use crate::replica::{Admission, Replica};
 use crate::rpc_auth::Token;
 
 const SHARD: ShardId = ShardId(2);
@@ -44,8 +44,8 @@ fn placement() -> Placement {
 
 fn replica(name: &str, dir: &Path) -> Replica {
     let engine = Engine::open(EngineOptions::new(dir.join(name)), &mut Registry::default()).expect("opened");
-    let placement = Arc::new(PlacementHandle::new(placement(), |_| Ok(())));
-    Replica::new(node_id(name), engine, placement)
+    let placement = Arc::new(PlacementHandle::new(placement(), |_| Ok(None)));
+    Replica::new(node_id(name), engine, placement, Admission::default())
 }
 
 /// Serves the replica on loopback.

@@ -92,7 +92,7 @@ impl World {
         };
         let replicas = nodes.iter().map(|name| (id(name), replica())).collect();
         let cluster = Arc::new(Cluster { replicas: Mutex::new(replicas) });
-        let handle = Arc::new(PlacementHandle::new(placement, |_| Ok(())));
+        let handle = Arc::new(PlacementHandle::new(placement, |_| Ok(None)));
         let mut registry = Registry::default();
         let peers = Arc::clone(&cluster);
         let coordinator = Coordinator::new(peers, id("a"), Arc::clone(&handle), settings, &mut registry);

@@ -152,3 +152,13 @@ fn a_copy_deleted_while_it_comes_back_is_found() {
 fn a_read_of_a_copy_that_goes_meanwhile_is_found() {
     find(Bug::ReadWithoutSecondLook, 90);
 }
+
+#[test]
+fn a_missed_deletion_is_found() {
+    find(Bug::DeletionMissed, 100);
+}
+
+#[test]
+fn a_deletion_that_does_not_settle_is_found() {
+    find(Bug::UnsettledDeletion, 200);
+}

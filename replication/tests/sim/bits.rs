@@ -28,6 +28,26 @@ impl Bits {
         self.put_words(0, &other.0);
     }
 
+    pub(crate) fn remove(&mut self, index: usize) {
+        if let Some(word) = self.0.get_mut(index / 64) {
+            *word &= !(1 << (index % 64));
+        }
+    }
+
+    /// The numbers of a range.
+    pub(crate) fn of(range: std::ops::Range<usize>) -> Self {
+        let mut bits = Self::default();
+        range.for_each(|index| bits.insert(index));
+        bits
+    }
+
+    /// The first number that is in both.
+    pub(crate) fn first_shared(&self, other: &Self) -> Option<usize> {
+        let shared = self.0.iter().zip(&other.0).map(|(mine, theirs)| mine & theirs).enumerate();
+        let mut shared = shared.filter(|(_, word)| *word != 0);
+        shared.next().map(|(at, word)| at * 64 + word.trailing_zeros() as usize)
+    }
+
     /// Some 64 numbers, as a word.
     pub(crate) fn word(&self, index: usize) -> u64 {
         self.0.get(index).copied().unwrap_or_default()

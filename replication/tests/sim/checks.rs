@@ -69,7 +69,13 @@ impl World {
         after: &ShardRecord,
         command: &ShardCommand,
     ) {
-        let ShardCommand::Step { step, .. } = command else { return };
+        let ShardCommand::Step { step, .. } = command else {
+            return self.check_deletion(shard, before, after);
+        };
+        if let RecordStep::Settle { .. } = step {
+            self.see(crate::marks::Mark::DeletionSettled);
+            return self.check_deletion(shard, before, after);
+        }
         if before.slots.len() == 1 && matches!(step, RecordStep::Finish { .. }) {
             self.see(crate::marks::Mark::SingleReplicaMoved);
         }
@@ -78,7 +84,7 @@ impl World {
             RecordStep::Activate { .. } => crate::marks::Mark::MoveActivated,
             RecordStep::Finish { .. } => crate::marks::Mark::MoveFinished,
             RecordStep::Abort => crate::marks::Mark::MoveAborted,
-            RecordStep::Settle { .. } => return self.fail("nothing is deleted in here".to_owned()),
+            RecordStep::Settle { .. } => return,
         });
         let step_of = |record: &ShardRecord| record.moving.as_ref().map(|moving| moving.step);
         let path = (step_of(before), step_of(after));

@@ -6,12 +6,13 @@ use saturn_model::ShardId;
 use saturn_ring::Epoch;
 
 use crate::bits::Bits;
+use crate::deletions::Deletions;
 use crate::marks::Mark;
 use crate::message::Sample;
 use crate::world::{Event, HEAL_AT, MS, SECOND, World};
 
 /// Clients go on so long after the faults have ended.
-const WRITE_UNTIL: u64 = HEAL_AT + 5 * SECOND;
+pub(crate) const WRITE_UNTIL: u64 = HEAL_AT + 5 * SECOND;
 
 /// What one request carries.
 struct ClientWrite {
@@ -24,18 +25,24 @@ pub(crate) struct Clients {
     writes: Vec<ClientWrite>,
     /// By shard, the time of each sample, by the clock of the node that took it in first.
     pub(crate) times: Vec<Vec<i64>>,
-    /// By shard, the samples that were acknowledged.
+    /// By shard, the samples that were acknowledged, and that nobody has asked to delete.
     pub(crate) acked: Vec<Bits>,
+    pub(crate) deletions: Deletions,
 }
 
 impl Clients {
     pub(crate) fn new(shards: usize) -> Self {
-        Self { writes: Vec::new(), times: vec![Vec::new(); shards], acked: vec![Bits::default(); shards] }
+        Self {
+            writes: Vec::new(),
+            times: vec![Vec::new(); shards],
+            acked: vec![Bits::default(); shards],
+            deletions: Deletions::new(shards),
+        }
     }
 }
 
 impl World {
-    fn any_node(&mut self) -> Option<usize> {
+    pub(crate) fn any_node(&mut self) -> Option<usize> {
         let up: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].up).collect();
         self.random.client.pick(&up).copied()
     }
@@ -107,7 +114,10 @@ impl World {
         self.see(Mark::WriteAcked);
         self.note(node, "acks", write as u64, 0);
         for ((shard, sample), epoch) in samples.iter().zip(epochs) {
-            self.clients.acked[usize::from(shard.0)].insert(*sample);
+            let index = usize::from(shard.0);
+            if !self.clients.deletions.asked[index].contains(*sample) {
+                self.clients.acked[index].insert(*sample);
+            }
             let record = self.raft.record(*shard);
             if *epoch < record.epoch {
                 self.marks.see(Mark::WriteAckedUnderPastEpoch);

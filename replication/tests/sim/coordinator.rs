@@ -36,6 +36,8 @@ pub(crate) struct ReadOp {
     progress: ReadProgress<(ShardId, Bits)>,
     /// What was acknowledged before it began.
     before: Vec<Bits>,
+    /// What was deleted before it began.
+    gone: Vec<Bits>,
     pub(crate) is_final: bool,
 }
 
@@ -200,8 +202,9 @@ impl World {
         let me = self.id(node);
         let progress = ReadProgress::new(&placement, &me, |other| self.sees_alive(node, other));
         let before = self.clients.acked.clone();
+        let gone = self.clients.deletions.gone.clone();
         self.note(node, "reads", read, 0);
-        self.nodes[node].reads.insert(read, ReadOp { progress, before, is_final });
+        self.nodes[node].reads.insert(read, ReadOp { progress, before, gone, is_final });
         self.timer(node, READ_LIMIT, Timer::ReadLimit(read));
         self.timer(node, HEDGE_AFTER, Timer::Hedge(read));
         self.read_on(node, read);
@@ -317,7 +320,7 @@ impl World {
 
     /// The read is answered: what it says that it covers must be all that was acknowledged before it.
     pub(crate) fn end_read(&mut self, node: usize, read: u64) {
-        let Some(ReadOp { progress, before, is_final }) = self.nodes[node].reads.remove(&read) else {
+        let Some(ReadOp { progress, before, gone, is_final }) = self.nodes[node].reads.remove(&read) else {
             return;
         };
         let (answers, missing) = progress.finish("");
@@ -329,11 +332,20 @@ impl World {
         self.see(if missing.is_empty() { Mark::ReadComplete } else { Mark::ReadIncomplete });
         for (index, acked) in before.iter().enumerate() {
             let is_missing = missing.iter().any(|shard| usize::from(shard.shard.0) == index);
-            if let Some(sample) = acked.first_missing_in(&[&found[index]])
-                && !is_missing
+            if is_missing {
+                continue;
+            }
+            // What somebody has asked to delete meanwhile may be there or not.
+            if let Some(sample) =
+                acked.first_missing_in(&[&found[index], &self.clients.deletions.asked[index]])
             {
                 self.fail(format!(
                     "n{node} read shard {index} completely, without sample {sample}, which was acknowledged before"
+                ));
+            }
+            if let Some(sample) = found[index].first_shared(&gone[index]) {
+                self.fail(format!(
+                    "n{node} read shard {index} completely, with sample {sample}, which was deleted before"
                 ));
             }
         }

@@ -3,7 +3,7 @@
 //! * Shipped code: records, fences, plans and the metadata of `ring`; [`saturn_replication::PlacementHandle`],
 //!   [`saturn_replication::QuorumTracker`], [`saturn_replication::ReadProgress`]; in some seeds the gossip core.
 //! * Simulated here, after the node's own: the shells around them (`coordinator.rs`, `replica.rs`, `mover.rs`,
-//!   `rebalance.rs`), network, disks and clocks (`world.rs`, `node.rs`), the logs of the shards (`raft.rs`).
+//!   `rebalance.rs`, `deletions.rs`), network, disks and clocks (`world.rs`, `node.rs`), the logs of the shards (`raft.rs`).
 //! * `nemesis.rs`: what goes wrong. `checks.rs`: what must be true. `planted.rs`: bugs that must be found.
 //! * `marks.rs`: situations that a batch of seeds must have been in.
 //!
@@ -14,6 +14,7 @@ mod bits;
 mod checks;
 mod client;
 mod coordinator;
+mod deletions;
 mod marks;
 mod message;
 mod mover;

@@ -22,6 +22,7 @@ marks! {
     ProposalWithoutAnswer, ProposalRefused, LeaderLost, TwoRebalancers,
     NodeCrashed, UnsyncedLost, TargetCrashed, SourceCrashed, NodeLost, NodeLostWhileMoving, NodeReplaced,
     NodeJoined, NodeDrained, NodeUndrained, NodeForgotten, MovesPaused,
+    DeletionDone, DeletionUndone, DeletionSettled, DeletionWhileMoving, OldCopyDropped, AppendDeletedBeforeItsEnd,
     CopyDropped, DropRefused, Partitioned, CutOneWay, NodeSlow, Healed, ClockJumped, PacketDuplicated,
     GossipSaysDown, GossipSaysUpAgain,
 }

@@ -42,6 +42,10 @@ pub(crate) enum Purpose {
     Move(u64),
     /// To finish a move without its target.
     FinishWithout,
+    /// To say that something is deleted.
+    Delete(usize),
+    /// To forget deletions.
+    Settle,
 }
 
 /// A record that the shard's nodes are made to know.
@@ -116,12 +120,16 @@ impl World {
         self.timer(node, pause, Timer::MoveOn(shard, serial));
     }
 
-    /// Makes the nodes of a shard's slots know its record.
+    /// Makes the nodes of a shard's slots know its record; all of its nodes, if it is to forget something.
     pub(crate) fn fence_nodes(&mut self, node: usize, shard: ShardId, record: ShardRecord, purpose: Purpose) {
         let job = self.nodes[node].next_serial();
         let mut fence = FenceJob { shard, record: record.clone(), open: 0, fenced: BTreeSet::new(), purpose };
         let mut others = Vec::new();
-        for slot in &record.slots {
+        let nodes: Vec<&NodeId> = match purpose {
+            Purpose::Settle => record.writers().collect(),
+            _ => record.slots.iter().collect(),
+        };
+        for slot in nodes {
             let peer = self.index(slot);
             if self.bug == Some(Bug::SkippedBarrier) {
                 fence.fenced.insert(slot.clone());
@@ -162,6 +170,8 @@ impl World {
         let serial = match purpose {
             Purpose::Move(serial) => serial,
             Purpose::FinishWithout => return self.finish_without(node, shard, &record, fenced),
+            Purpose::Delete(deletion) => return self.deletion_spread(deletion, &record, &fenced),
+            Purpose::Settle => return self.settle(node, shard, &record, fenced),
         };
         let Some(mover) = self.nodes[node].movers.get_mut(&shard).filter(|mover| mover.serial == serial)
         else {

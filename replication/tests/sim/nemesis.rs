@@ -56,6 +56,9 @@ impl World {
         self.schedule(self.params.fault_every, Event::Fault);
         self.schedule(self.params.change_every, Event::Change);
         self.schedule(HEAL_AT, Event::Heal);
+        if let Some(every) = self.params.delete_every {
+            self.schedule(every, Event::Delete);
+        }
     }
 
     fn up_nodes(&self) -> Vec<usize> {

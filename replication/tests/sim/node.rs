@@ -1,6 +1,6 @@
 //! A simulated node: what is on its disk, what a crash takes, and its timers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use saturn_model::ShardId;
@@ -10,9 +10,11 @@ use uuid::Uuid;
 
 use crate::bits::Bits;
 use crate::coordinator::{ReadOp, WriteOp};
+use crate::deletions::Deleting;
 use crate::marks::Mark;
 use crate::message::{Request, Response, Sample};
 use crate::mover::{Cleaning, FenceJob, Mover};
+use crate::planted::Bug;
 use crate::raft::Proposal;
 use crate::replica::{Admitted, Judged, Settling};
 use crate::view::View;
@@ -90,6 +92,12 @@ pub(crate) struct Node {
     pub(crate) durable: Vec<Bits>,
     /// Of each shard, the samples that it answers with.
     pub(crate) visible: Vec<Bits>,
+    /// Of each shard, the last deletion that it has done, on its disk.
+    pub(crate) deleted: Vec<Epoch>,
+    /// How it deletes.
+    pub(crate) deleting: Deleting,
+    /// Shards whose deletions it has forgotten.
+    pub(crate) forgetting: BTreeSet<ShardId>,
     /// The highest epochs that it acted under, for the check.
     pub(crate) acted: Vec<Epoch>,
     /// Numbers of what it starts.
@@ -113,7 +121,7 @@ fn open(disk: &Arc<Mutex<Placement>>) -> PlacementHandle {
     let disk = Arc::clone(disk);
     PlacementHandle::new(placement, move |placement| {
         disk.lock().expect("no panic holds it").clone_from(placement);
-        Ok(())
+        Ok(None)
     })
 }
 
@@ -142,6 +150,9 @@ impl Node {
             disk,
             durable: vec![Bits::default(); shards],
             visible: vec![Bits::default(); shards],
+            deleted: vec![Epoch(0); shards],
+            deleting: Deleting::default(),
+            forgetting: BTreeSet::new(),
             acted: vec![Epoch(0); shards],
             serial: 0,
             admitted: BTreeMap::new(),
@@ -169,8 +180,19 @@ impl Node {
     }
 
     /// Takes a newer record over, on the disk first.
-    pub(crate) fn adopt(&self, shard: ShardId, record: ShardRecord) {
+    pub(crate) fn adopt(&mut self, shard: ShardId, record: ShardRecord) {
         self.placement.adopt(shard, record).expect("a decided record is valid");
+        self.delete_overdue();
+    }
+
+    /// The same for a placement.
+    pub(crate) fn adopt_placement(&mut self, theirs: &Placement) {
+        self.placement.adopt_placement(theirs).expect("a placement of this cluster is valid");
+        if self.deleting.bug == Some(Bug::DeletionMissed) {
+            let placement = self.placement.load();
+            self.deleted = placement.shards.iter().map(ShardRecord::deleted_through).collect();
+        }
+        self.delete_overdue();
     }
 
     pub(crate) fn store(&mut self, shard: ShardId, sample: Sample) {
@@ -189,6 +211,7 @@ impl Node {
         self.movers.clear();
         self.fences.clear();
         self.proposals.clear();
+        self.forgetting.clear();
         self.rebalancing = 0;
         self.cleaning = None;
         self.visible.clone_from(&self.durable);
@@ -199,8 +222,9 @@ impl Node {
 impl World {
     /// Starts a node, or starts it again.
     pub(crate) fn restart(&mut self, index: usize) {
-        let now = self.now;
+        let (now, bug) = (self.now, self.bug);
         let node = &mut self.nodes[index];
+        node.deleting.bug = bug;
         if node.up || node.lost {
             return;
         }
@@ -275,6 +299,7 @@ impl World {
             Timer::MoveOn(shard, serial) => self.move_on(node, shard, serial),
             Timer::Rebalance => {
                 self.rebalance(node);
+                self.forget_deletions(node);
                 self.timer(node, REBALANCE_EVERY, Timer::Rebalance);
             }
             Timer::Clean => {
@@ -318,8 +343,7 @@ impl World {
             Then::Digest { serial } => self.compared(node, serial, response),
             Then::Pull => {
                 if let Some(Response::Placement(theirs)) = response {
-                    let adopted = self.nodes[node].placement.adopt_placement(&theirs);
-                    adopted.expect("a placement of this cluster is valid");
+                    self.nodes[node].adopt_placement(&theirs);
                 }
             }
             Then::Propose { proposal } => self.proposed(node, proposal, response),

@@ -23,4 +23,8 @@ pub(crate) enum Bug {
     DropWithoutLook,
     /// A read that took long counts although the record has changed meanwhile.
     ReadWithoutSecondLook,
+    /// A node that was handed the whole placement adopts it without deleting.
+    DeletionMissed,
+    /// A node deletes while appends that it let in before are under way.
+    UnsettledDeletion,
 }

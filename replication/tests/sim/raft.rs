@@ -45,6 +45,8 @@ pub(crate) struct Commit {
 pub(crate) enum After {
     Move { shard: ShardId, serial: u64, next: ShardRecord },
     Rebalance { shard: ShardId, next: ShardRecord },
+    Delete { shard: ShardId, deletion: usize },
+    Settle { shard: ShardId, next: ShardRecord },
 }
 
 /// A proposal that looks for its leader.
@@ -82,7 +84,7 @@ impl World {
         votes > voters.len() / 2
     }
 
-    fn leader(&mut self, shard: ShardId) -> Option<usize> {
+    pub(crate) fn leader(&mut self, shard: ShardId) -> Option<usize> {
         let voters: Vec<usize> = self.raft.record(shard).slots.iter().map(crate::world::index_of).collect();
         let group = &self.raft.groups[usize::from(shard.0)];
         let (leader, until) = (group.leader, group.leaderless_until);
@@ -119,6 +121,16 @@ impl World {
         after: After,
     ) {
         let command = ShardCommand::Step { at_ms: self.clock_ms(node), epoch, step };
+        self.propose_command(node, shard, command, after);
+    }
+
+    pub(crate) fn propose_command(
+        &mut self,
+        node: usize,
+        shard: ShardId,
+        command: ShardCommand,
+        after: After,
+    ) {
         let proposal = self.nodes[node].next_serial();
         let until = self.now + LOOK_FOR_LEADER;
         self.nodes[node].proposals.insert(proposal, Proposal { shard, command, until, after });
@@ -237,6 +249,14 @@ impl World {
         match after {
             After::Move { shard, serial, next } => {
                 self.step_decided(node, shard, serial, is_decided.then_some(next));
+            }
+            After::Delete { shard, deletion } if is_decided => self.deletion_decided(node, shard, deletion),
+            After::Delete { .. } => self.see(Mark::DeletionUndone),
+            After::Settle { shard, next } => {
+                self.nodes[node].forgetting.remove(&shard);
+                if is_decided {
+                    self.nodes[node].adopt(shard, next);
+                }
             }
             After::Rebalance { shard, next } => {
                 self.nodes[node].rebalancing -= 1;

@@ -94,12 +94,16 @@ pub(crate) struct Params {
     pub(crate) gone_after: Micros,
     /// Time between two looks for copies that are not needed any more.
     pub(crate) clean_every: Micros,
+    /// Mean time between two deletions, if there are any.
+    pub(crate) delete_every: Option<Micros>,
 }
 
 const MS: Micros = 1_000;
 
 impl Params {
     pub(crate) fn draw(seed: u64) -> Self {
+        let mut random = Random::stream(seed, "deletions");
+        let (deletes, delete_every) = (random.percent(33), random.scale(500 * MS, 15_000 * MS));
         let mut random = Random::stream(seed, "params");
         let replication_factor = if random.percent(10) { 1 } else { 3 };
         let delay_min = random.scale(100, 50 * MS);
@@ -138,6 +142,7 @@ impl Params {
             apply_max: random.scale(10 * MS, 20_000 * MS),
             gone_after: random.scale(1_000 * MS, 20_000 * MS),
             clean_every: random.scale(300 * MS, 15_000 * MS),
+            delete_every: deletes.then_some(delete_every),
         };
         // Moves that come and go as fast as they can, which leaves the rarest gaps open.
         if random.percent(25) {

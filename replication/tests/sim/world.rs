@@ -66,6 +66,7 @@ pub(crate) enum Event {
     Write,
     Read,
     Retry(usize),
+    Delete,
     Fault,
     Change,
     Restart(usize),
@@ -86,6 +87,7 @@ pub(crate) struct Streams {
     pub(crate) raft: Random,
     pub(crate) node: Random,
     pub(crate) gossip: Random,
+    pub(crate) deletion: Random,
 }
 
 /// See the module's description.
@@ -139,6 +141,8 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>, traced: bool) -> Outcome {
         world.fail("a panic: see above".into());
     }
     let params = format!("{:?}", world.params);
+    let of_nodes: Vec<Mark> = world.nodes.iter_mut().flat_map(|node| node.deleting.marks.drain(..)).collect();
+    of_nodes.into_iter().for_each(|mark| world.see(mark));
     Outcome {
         violation: world.violation.map(|text| format!("{text}\nat {} us, {params}", world.now)),
         hash: world.hash,
@@ -150,7 +154,11 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>, traced: bool) -> Outcome {
 
 impl World {
     fn new(seed: u64, bug: Option<Bug>, traced: bool) -> Self {
-        let params = Params::draw(seed);
+        let mut params = Params::draw(seed);
+        // The other bugs are found without deletions, which only make runs longer.
+        if bug.is_some_and(|bug| !matches!(bug, Bug::DeletionMissed | Bug::UnsettledDeletion)) {
+            params.delete_every = None;
+        }
         let stream = |name| Random::stream(seed, name);
         let random = Streams {
             network: stream("network"),
@@ -160,6 +168,7 @@ impl World {
             raft: stream("raft"),
             node: stream("node"),
             gossip: stream("gossip"),
+            deletion: stream("deletion"),
         };
         let shards = usize::from(params.shards);
         let mut world = Self {
@@ -232,6 +241,7 @@ impl World {
             Event::Write => self.client_write(),
             Event::Read => self.client_read(),
             Event::Retry(write) => self.client_retry(write),
+            Event::Delete => self.client_delete(),
             Event::Fault => self.fault(),
             Event::Change => self.change_members(),
             Event::Restart(node) => self.restart(node),
