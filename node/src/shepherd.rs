@@ -219,18 +219,14 @@ impl Shepherd {
         if !self.busy.lock().insert(id) {
             return;
         }
-        let (authority, busy) = (self.authority.clone(), Arc::clone(&self.busy));
+        let (groups, busy) = (Arc::clone(&self.authority.groups), Arc::clone(&self.busy));
         tokio::spawn(async move {
             let done = match work {
-                Work::Found(command) => {
-                    authority.groups.propose(id, command).await.map(drop).map_err(anyhow::Error::from)
-                }
-                Work::Voters(voters, learner) => {
-                    authority.groups.set_voters(id, voters, learner).await.map_err(anyhow::Error::from)
-                }
+                Work::Found(command) => groups.propose(id, command).await.map(drop),
+                Work::Voters(voters, learner) => groups.set_voters(id, voters, learner).await,
             };
             if let Err(error) = done {
-                tracing::info!(group = %id, error = format!("{error:#}"), "a group's leader will try again");
+                tracing::info!(group = %id, %error, "a group's leader will try again");
             }
             busy.lock().remove(&id);
         });

@@ -88,8 +88,8 @@ pub(crate) async fn delete_series(
     Err(ApiError::unavailable(text))
 }
 
-/// Has the replicas of each shard agree on a deletion: in shards that the tenant's series went to once, too. Returns the records that follow, and which shards did not, and
-/// why.
+/// Has the replicas of each shard agree on a deletion; of all shards, as the tenant's series may have gone to others once.
+/// Returns the records that follow, and which shards did not agree, and why.
 async fn decide(
     app: &App,
     selections: &[Selection],
@@ -114,7 +114,7 @@ async fn decide(
     Ok((records, undecided))
 }
 
-/// The shards of which so many nodes are missing that an answer without them could still lack nothing.
+/// The shards of which so many nodes are missing that they could still answer a read by themselves, with what was deleted.
 fn late_shards(records: &[(ShardId, ShardRecord)], missing: &[(NodeId, String)]) -> Vec<ShardId> {
     let is_done = |node: &NodeId| missing.iter().all(|(missing, _)| missing != node);
     let is_late =
