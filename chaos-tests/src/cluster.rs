@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
 use crate::logs::unexpected;
 use crate::ports::free_ports;
@@ -199,12 +200,19 @@ impl Cluster {
 
     /// Runs `saturnctl` against a node; it must succeed. Returns what it printed.
     pub fn saturnctl(&self, index: usize, args: &[&str]) -> Result<String> {
+        output_of(self.saturnctl_command(index, args))
+    }
+
+    /// The same in a thread of its own, for what may have to wait for nodes that the caller starts meanwhile.
+    pub fn spawn_saturnctl(&self, index: usize, args: &[&str]) -> JoinHandle<Result<String>> {
+        let command = self.saturnctl_command(index, args);
+        tokio::task::spawn_blocking(move || output_of(command))
+    }
+
+    fn saturnctl_command(&self, index: usize, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binaries.saturnctl);
         command.arg("--address").arg(self.url(index)).args(args);
-        let output = command.output().with_context(|| format!("{command:?}"))?;
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "saturnctl {args:?} ended with {}:\n{out}{err}", output.status);
-        Ok(out.into_owned())
+        command
     }
 
     /// Starts a node without waiting for it.
@@ -289,25 +297,28 @@ impl Cluster {
         self.wait_node_ready(index).await
     }
 
-    /// Kills a node and starts it so that it dies at the first time that it comes to a step of a move
-    /// (`saturn_ring::steps`); waits until it can serve.
-    pub async fn restart_to_die(&mut self, index: usize, step: &str) -> Result<()> {
-        self.kill9(index)?;
+    /// Starts a node that does not run so that it dies when it first comes to a step of a move (`saturn_ring::steps`),
+    /// and waits until it can serve or has died there.
+    pub async fn start_to_die(&mut self, index: usize, step: &str) -> Result<()> {
         self.start_process(index, Some(step))?;
-        self.wait_node_ready(index).await
+        let ready = self.wait_node_ready(index).await;
+        if ready.is_err() && self.nodes[index].process.as_ref().is_some_and(|process| process.died_at(step)) {
+            return Ok(());
+        }
+        ready
     }
 
-    /// Waits until a node has died at the step that it was started for; any other end is an error.
-    pub async fn wait_death(&mut self, index: usize, step: &str, limit: Duration) -> Result<()> {
+    /// Whether a node has died at the step that it was started for; any other end is an error.
+    pub fn has_died(&mut self, index: usize, step: &str) -> Result<bool> {
         let process = self.process(index)?;
-        let status = process.wait_end(limit).await.context("did not come to the step")?;
-        let log = process.log_tail();
+        let Some(status) = process.ended()? else { return Ok(false) };
         ensure!(
-            status.signal() == Some(libc::SIGKILL) && log.contains(&format!("dies at {step:?}")),
-            "ended with {status}:\n{log}"
+            status.signal() == Some(libc::SIGKILL) && process.died_at(step),
+            "ended with {status} and not at {step:?}:\n{}",
+            process.log_tail()
         );
         self.nodes[index].process = None;
-        Ok(())
+        Ok(true)
     }
 
     /// Starts all nodes that do not run, and waits until they can serve.
@@ -357,6 +368,14 @@ impl Drop for Cluster {
             eprintln!("logs and data are kept in {}", folder.keep().display());
         }
     }
+}
+
+/// What a command that must succeed prints.
+fn output_of(mut command: Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{command:?} ended with {}:\n{out}{err}", output.status);
+    Ok(out.into_owned())
 }
 
 /// A command of the server that no setting of this process's environment reaches.

@@ -11,26 +11,34 @@ use crate::{Cluster, Endpoint, eventually};
 /// How long a set of moves may take on a busy machine.
 const MOVES_LIMIT: Duration = Duration::from_secs(120);
 
-/// Waits until nothing is left to move, as the node at `ask` sees it, and the nodes at these indexes, and no others, own
-/// shards. Returns how many each owns.
+/// Waits until [`check_settled`] finds nothing.
 pub async fn settled(cluster: &Cluster, ask: usize, owners: &[usize]) -> Result<BTreeMap<String, usize>> {
-    let endpoint = Endpoint::plain(&cluster.url(ask));
     eventually("the shards have moved", MOVES_LIMIT, async || {
-        let status = endpoint.data("/api/v1/status/ring", &[]).await?;
-        ensure!(status["movesPlanned"] == 0 && status["movesUnderWay"] == 0, "{status}");
-        let members = status["members"].as_array().context("members")?;
-        let owned: BTreeMap<String, usize> = members
-            .iter()
-            .filter_map(|member| {
-                let shards = usize::try_from(member["shardsOwned"].as_u64()?).ok()?;
-                (shards > 0).then(|| (text(&member["id"]), shards))
-            })
-            .collect();
-        let wanted = owners.iter().map(|index| cluster.nodes()[*index].id.clone());
-        ensure!(owned.keys().cloned().eq(wanted.collect::<BTreeSet<_>>()), "{status}");
-        Ok(Some(owned))
+        check_settled(cluster, ask, owners).await.map(Some)
     })
     .await
+}
+
+/// Fails unless nothing is left to move, as the node at `ask` sees it, and the nodes at these indexes, and no others,
+/// own shards. Returns how many each owns.
+pub async fn check_settled(
+    cluster: &Cluster,
+    ask: usize,
+    owners: &[usize],
+) -> Result<BTreeMap<String, usize>> {
+    let status = Endpoint::plain(&cluster.url(ask)).data("/api/v1/status/ring", &[]).await?;
+    ensure!(status["movesPlanned"] == 0 && status["movesUnderWay"] == 0, "{status}");
+    let members = status["members"].as_array().context("members")?;
+    let owned: BTreeMap<String, usize> = members
+        .iter()
+        .filter_map(|member| {
+            let shards = usize::try_from(member["shardsOwned"].as_u64()?).ok()?;
+            (shards > 0).then(|| (text(&member["id"]), shards))
+        })
+        .collect();
+    let wanted = owners.iter().map(|index| cluster.nodes()[*index].id.clone());
+    ensure!(owned.keys().cloned().eq(wanted.collect::<BTreeSet<_>>()), "{status}");
+    Ok(owned)
 }
 
 /// Waits until the nodes of every shard's slots, which are among these, hold the same.

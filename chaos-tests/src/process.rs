@@ -62,6 +62,11 @@ impl Process {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// Whether the process wrote at its end that it dies at a step of a move.
+    pub(crate) fn died_at(&self, step: &str) -> bool {
+        self.log_tail().contains(&format!("dies at {step:?}"))
+    }
+
     /// The exit status, if the process has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)

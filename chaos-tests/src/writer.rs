@@ -15,9 +15,6 @@ use crate::wait::{eventually, now_ms};
 /// Most requests of one writer; it then stops by itself.
 const REQUESTS_MAX: u32 = 20_000;
 
-/// The pause between two requests, which keeps what a test reads back small.
-const PAUSE: Duration = Duration::from_millis(2);
-
 /// The pause before a request is sent again.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -32,6 +29,8 @@ pub struct WriterOptions {
     pub targets: Vec<Endpoint>,
     /// How often a request that was not acked is sent again, to the targets in turn, as senders do.
     pub retries: u32,
+    /// The pause between two requests, which keeps what a test reads back small.
+    pub pause: Duration,
 }
 
 /// A task that writes until it is stopped, one request after the other.
@@ -45,6 +44,9 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// The usual pause between two requests.
+    pub const PAUSE: Duration = Duration::from_millis(2);
+
     /// Starts to write.
     pub fn start(options: WriterOptions) -> Self {
         let (stop, doubt) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -98,7 +100,7 @@ async fn run(
     doubt: Arc<AtomicBool>,
     acked: Arc<AtomicUsize>,
 ) -> Vec<Sent> {
-    let WriterOptions { number, lanes, targets, retries } = options;
+    let WriterOptions { number, lanes, targets, retries, pause } = options;
     let lane_labels: Vec<String> = (0..lanes).map(|lane| lane.to_string()).collect();
     let writer_label = number.to_string();
     let mut sent = Vec::new();
@@ -137,7 +139,7 @@ async fn run(
             acked.fetch_add(lane_labels.len(), Ordering::AcqRel);
         }
         debug_assert_eq!(sent.len(), (request as usize + 1) * lane_labels.len());
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
     sent
 }

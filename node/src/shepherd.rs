@@ -4,7 +4,8 @@
 //! Raft's own timers are off, and with them its repetitions: a leader is told to send again while somebody who answers
 //! lacks a part of its log. Gossip says who is there: the voters of a group whose leader does not answer any more
 //! ask for votes in turn, the one first whose turn it is by the group's number. Being wrong about that costs an
-//! election, never a decision.
+//! election, never a decision. Who has asked in vain asks again after a pause that is drawn anew each time: in step, one
+//! whose log is too short to be elected would disturb every election of one who could be, for ever.
 //!
 //! A shard's voters follow its record: the nodes of its slots vote, the new node of a moving slot follows. The member
 //! list's voters follow the member list.
@@ -42,11 +43,32 @@ const SETTLE_AGAIN: Duration = Duration::from_secs(1);
 /// How long another node may take to hand over its placement.
 const PULL_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Shortest pause after votes were asked for in vain: as long as who has heard a leader votes for nobody else.
+const PAUSE_MIN: Duration = Duration::from_millis(2000);
+/// Longest such pause.
+const PAUSE_MAX: Duration = Duration::from_millis(6000);
+
 /// A group without a leader.
 #[derive(Clone, Copy)]
 struct Leaderless {
     since: Instant,
-    asked: Option<Instant>,
+    /// Not before this are votes asked for again.
+    rests_until: Instant,
+}
+
+impl Leaderless {
+    fn new(now: Instant) -> Self {
+        Self { since: now, rests_until: now }
+    }
+
+    /// Whether the voter that comes at this place should ask for votes now. `draw`: a random number.
+    fn should_ask(&mut self, now: Instant, place: u32, draw: u16) -> bool {
+        if now < self.since + TURN * place || now < self.rests_until {
+            return false;
+        }
+        self.rests_until = now + PAUSE_MIN + (PAUSE_MAX - PAUSE_MIN) * u32::from(draw) / u32::from(u16::MAX);
+        true
+    }
 }
 
 /// See the module's description.
@@ -189,11 +211,8 @@ impl Shepherd {
         let turn = usize::try_from(id.0).unwrap_or_default() % alive.len().max(1);
         let place = alive.iter().position(|voter| *voter == self.authority.voter).unwrap_or_default();
         let place = u32::try_from((place + alive.len() - turn) % alive.len().max(1)).unwrap_or_default();
-        let entry = self.leaderless.entry(id).or_insert(Leaderless { since: now, asked: None });
-        let is_due = now.duration_since(entry.since) >= TURN * place;
-        let rested = entry.asked.is_none_or(|at| now.duration_since(at) >= TURN * 3);
-        if is_due && rested {
-            entry.asked = Some(now);
+        let leaderless = self.leaderless.entry(id).or_insert_with(|| Leaderless::new(now));
+        if leaderless.should_ask(now, place, draw()) {
             self.authority.groups.elect(id).await;
         }
     }
@@ -268,6 +287,11 @@ impl Shepherd {
         let coming = voters.iter().chain(&learner).filter(|voter| !standing.voters.contains(voter));
         coming.copied().all(|voter| self.answers(voter)).then_some(Work::Voters(voters, learner))
     }
+}
+
+/// A random number; without randomness from the system one that is the same each time, which is no worse than slow.
+fn draw() -> u16 {
+    getrandom::u32().map_or(0, |number| (number >> 16) as u16)
 }
 
 /// What the leader of a group has to do.
@@ -407,4 +431,31 @@ async fn pull_from(authority: &Authority, node: &NodeId, mine: &Placement) -> an
 pub(crate) async fn adopt(placement: &Arc<PlacementHandle>, theirs: Placement) -> anyhow::Result<Adoption> {
     let handle = Arc::clone(placement);
     Ok(tokio::task::spawn_blocking(move || handle.adopt_placement(&theirs)).await??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn voters_ask_in_turn_and_then_not_in_step() {
+        let start = Instant::now();
+        let mut voters = [Leaderless::new(start); 2];
+        let mut asked: Vec<Vec<usize>> = vec![Vec::new(); 2];
+        for tick in 0..2000 {
+            let now = start + LOOK_EVERY * tick;
+            for (place, (voter, asked)) in (0..).zip(voters.iter_mut().zip(&mut asked)) {
+                if voter.should_ask(now, place, draw()) {
+                    asked.push(tick as usize);
+                }
+            }
+        }
+        assert_eq!((asked[0][0], asked[1][0]), (0, 2), "the second one's turn is a second later");
+        // Whoever could be elected needs one election in which the other keeps still.
+        let alone = asked[0].iter().filter(|tick| !asked[1].contains(tick)).count();
+        assert!(alone > asked[0].len() / 2, "{alone} of {}", asked[0].len());
+        let pauses = asked[0].windows(2).map(|pair| LOOK_EVERY * (pair[1] - pair[0]) as u32);
+        let limits = PAUSE_MIN..=PAUSE_MAX + LOOK_EVERY;
+        assert!(pauses.clone().all(|pause| limits.contains(&pause)), "{:?}", pauses.collect::<Vec<_>>());
+    }
 }

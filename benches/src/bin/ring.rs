@@ -89,7 +89,8 @@ async fn failover(shards: u16) -> Result<()> {
     let led = leaders(&cluster, 0).await?.values().filter(|leader| *leader == "node-3").count();
     ensure!(led > 0, "the node to be killed leads nothing");
     let targets = vec![cluster.endpoint(0, "ring"), cluster.endpoint(1, "ring")];
-    let writer = Writer::start(WriterOptions { number: 1, lanes: 50, targets, retries: 0 });
+    let writer =
+        Writer::start(WriterOptions { number: 1, lanes: 50, targets, retries: 0, pause: Writer::PAUSE });
     writer.wait_acked(500, FAILOVER_LIMIT).await?;
     cluster.kill9(2)?;
     let clock = Instant::now();
@@ -124,10 +125,16 @@ async fn deletions(shards: u16) -> Result<()> {
     let cluster = start(shards).await?;
     let endpoint = cluster.endpoint(0, "ring");
     let targets = vec![cluster.endpoint(0, "ring"), cluster.endpoint(1, "ring")];
-    let writer = Writer::start(WriterOptions { number: 1, lanes: 50, targets, retries: 0 });
+    let writer =
+        Writer::start(WriterOptions { number: 1, lanes: 50, targets, retries: 0, pause: Writer::PAUSE });
     writer.wait_acked(500, FAILOVER_LIMIT).await?;
-    let other =
-        Writer::start(WriterOptions { number: 2, lanes: 50, targets: vec![endpoint.clone()], retries: 0 });
+    let other = Writer::start(WriterOptions {
+        number: 2,
+        lanes: 50,
+        targets: vec![endpoint.clone()],
+        retries: 0,
+        pause: Writer::PAUSE,
+    });
     other.wait_acked(500, FAILOVER_LIMIT).await?;
     other.stop().await?;
     let mut took = Vec::new();

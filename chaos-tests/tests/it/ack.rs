@@ -22,7 +22,13 @@ fn start_writers(cluster: &Cluster, first_number: u32) -> Vec<Writer> {
     let numbers = first_number..first_number + WRITERS;
     numbers
         .map(|number| {
-            Writer::start(WriterOptions { number, lanes: 10, targets: targets.clone(), retries: 0 })
+            Writer::start(WriterOptions {
+                number,
+                lanes: 10,
+                targets: targets.clone(),
+                retries: 0,
+                pause: Writer::PAUSE,
+            })
         })
         .collect()
 }

@@ -251,7 +251,8 @@ async fn a_secret_is_rotated_under_load() -> Result<()> {
     let Guarded { mut cluster, file, folder: _folder } = guarded().await?;
     let before = members(&cluster, 0).await?;
     let targets = (0..3).map(|index| cluster.endpoint(index, "rotation")).collect();
-    let writer = Writer::start(WriterOptions { number: 1, lanes: 8, targets, retries: 0 });
+    let writer =
+        Writer::start(WriterOptions { number: 1, lanes: 8, targets, retries: 0, pause: Writer::PAUSE });
     writer.wait_acked(20, LIMIT).await?;
     for (round, secrets) in [&[SECRET, NEW][..], &[NEW, SECRET], &[NEW]].into_iter().enumerate() {
         write_secrets(&file, secrets)?;

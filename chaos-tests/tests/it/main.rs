@@ -20,7 +20,8 @@
 //! * `shuffle`: tenants on few shards, whose number changes while their samples are kept.
 //! * `start`: a node that replays its log says so.
 //! * `moves`: nodes join, drain, die and are replaced under load; shards move, and nothing acked is lost or missed.
-//! * `move_steps`: a participant of a move dies at every named step of it, comes back, and the move goes on by itself.
+//! * `move_steps`: participants of a move die at its named steps, each once or several at a time, come back, and the
+//!   move goes on by itself.
 //! * `demo`: `saturn demo` comes up, answers, and leaves nothing behind.
 
 mod ack;

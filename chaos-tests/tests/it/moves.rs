@@ -41,7 +41,13 @@ async fn nodes_join_drain_die_and_are_replaced_under_load() -> Result<()> {
     cluster.tolerate(Tolerance::Warnings);
     // Nodes 1 and 4 are in zone 1, 2 and 5 in zone 2, 3 in zone 3. The first three stay to the end.
     let steady: Vec<Endpoint> = (0..3).map(|index| cluster.endpoint(index, TENANT)).collect();
-    let writer = Writer::start(WriterOptions { number: 1, lanes: 40, targets: steady.clone(), retries: 40 });
+    let writer = Writer::start(WriterOptions {
+        number: 1,
+        lanes: 40,
+        targets: steady.clone(),
+        retries: 40,
+        pause: Writer::PAUSE,
+    });
     let reader = Reader::start(steady, writer.counter());
     writer.wait_acked(2000, ACK_LIMIT).await?;
 

@@ -42,7 +42,8 @@ async fn answers_equal_prometheus_and_survive_a_killed_node() -> Result<()> {
 
     cluster.tolerate(Tolerance::Warnings);
     let targets = [1, 2].map(|index| cluster.endpoint(index, "writer")).to_vec();
-    let writer = Writer::start(WriterOptions { number: 1, lanes: 10, targets, retries: 0 });
+    let writer =
+        Writer::start(WriterOptions { number: 1, lanes: 10, targets, retries: 0, pause: Writer::PAUSE });
     writer.wait_acked(500, SURVIVE_LIMIT).await?;
     cluster.kill9(VICTIM)?;
     writer.wait_acked(500, SURVIVE_LIMIT).await.context("writes go on through the survivors")?;
@@ -58,6 +59,7 @@ async fn answers_equal_prometheus_and_survive_a_killed_node() -> Result<()> {
         lanes: 10,
         targets: vec![cluster.endpoint(VICTIM, "writer")],
         retries: 0,
+        pause: Writer::PAUSE,
     });
     writer.wait_acked(100, SURVIVE_LIMIT).await.context("the killed node takes writes again")?;
     let later_history = writer.stop().await?;

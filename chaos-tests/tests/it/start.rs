@@ -32,7 +32,8 @@ async fn readiness_shows_how_far_the_replay_is() -> Result<()> {
     cluster.spawn(0)?;
     cluster.wait_ready().await?;
     let targets = vec![cluster.endpoint(0, TENANT)];
-    let writer = Writer::start(WriterOptions { number: 1, lanes: 10, targets, retries: 0 });
+    let writer =
+        Writer::start(WriterOptions { number: 1, lanes: 10, targets, retries: 0, pause: Writer::PAUSE });
     writer.wait_acked(500, LIMIT).await?;
     cluster.tolerate(Tolerance::Warnings);
     cluster.kill9(0)?;
