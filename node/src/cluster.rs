@@ -4,6 +4,7 @@
 //! one it forms as the founder, or the one it pulls from a member. A node whose data directory does
 //! not fit the cluster refuses to go on, with the reason.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +14,15 @@ use saturn_proto::peer::confirm_reply::Verdict;
 use saturn_proto::peer::{ConfirmReply, ConfirmRequest, PullPlacementRequest};
 use saturn_replication::{Held, PlacementHandle};
 use saturn_ring::{
-    ClusterId, FormationDecision, FormationView, Member, MemberChange, MemberError, NodeId, Placement,
-    PlacementMember, decide,
+    ClusterId, DurablePosition, FormationDecision, FormationView, Generation, Liveness, Member, MemberChange,
+    MemberError, MemberState, NodeId, Placement, PlacementMember, decide,
 };
 use saturn_storage::Engine;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use crate::authority::Authority;
+use crate::durability::{Positions, position_from};
 use crate::gossip::{Command, View};
 use crate::identity::DataDir;
 use crate::peers::Connections;
@@ -30,10 +32,19 @@ use crate::{deletions, shepherd, wire};
 
 /// How often names of the join list are looked up again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(5);
+/// Time between two questions for what others remember.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 /// Time between two attempts to be confirmed.
 const CONFIRM_EVERY: Duration = Duration::from_millis(300);
 /// How long a member may take to hand over its placement.
 const PULL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a node waits for what members remember of it whom gossip does not know to be down.
+const REMEMBER_WITHIN: Duration = Duration::from_secs(2);
+/// How long if gossip has heard of nobody yet.
+const ANYBODY_WITHIN: Duration = Duration::from_secs(10);
+/// How long a node whose disk has lost something waits before it becomes another one: if the process lives of whose data
+/// directory this is a copy, gossip says so before, and this one ends.
+const BEFORE_RENEWAL: Duration = Duration::from_secs(10);
 /// How long after its start a node still leaves when it finds itself among strangers.
 const STRANGERS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -53,6 +64,7 @@ pub(crate) struct Joining {
     pub(crate) connections: Arc<Connections>,
     /// Told why the node is not ready yet.
     pub(crate) waiting_for: watch::Sender<String>,
+    pub(crate) positions: Arc<Positions>,
 }
 
 /// Looks up the join list. Names that do not resolve are left out, and logged.
@@ -115,9 +127,84 @@ fn check_shape(placement: &Placement, joining: &Joining) -> anyhow::Result<()> {
     }
 }
 
+/// Asks the members what they remember of this node's log, before it takes part in anything. An error if the disk has
+/// lost something: then the node starts again as another one, see `durability.rs`.
+pub(crate) async fn recall(placement: &Placement, joining: &Joining) -> anyhow::Result<()> {
+    let recovered = joining.positions.recovered();
+    let remembered = if joining.data.was_member() { remembered(placement, joining).await } else { None };
+    let Some(remembered) = remembered.filter(|remembered| *remembered > recovered) else {
+        joining.positions.judged();
+        return Ok(());
+    };
+    tracing::error!(
+        %remembered, found = %recovered,
+        "the disk has lost what this node had acknowledged: others remember that its log was durable up to a later place \
+         than it ends at; either the disk does not keep what it says that it has synced, or the data directory was \
+         replaced by an older copy. The node starts again, and takes what is missing from the others before it answers reads"
+    );
+    joining.waiting_for.send_replace("the disk has lost what this node had acknowledged".to_owned());
+    tokio::time::sleep(BEFORE_RENEWAL).await;
+    joining.data.note_loss()?;
+    Err(StartAgain.into())
+}
+
+/// The node must start again: its data directory belongs to another generation from then on.
+#[derive(Debug, thiserror::Error)]
+#[error("the node starts again with another generation of its data directory")]
+pub(crate) struct StartAgain;
+
+/// The highest position of this data directory that any member remembers.
+async fn remembered(placement: &Placement, joining: &Joining) -> Option<DurablePosition> {
+    let started = Instant::now();
+    let others = placement.members.iter().map(|member| &member.id).filter(|id| **id != joining.me.id);
+    let mut silent: BTreeSet<&NodeId> = others.collect();
+    let (mut remembered, mut was_heard) = (None, false);
+    while !silent.is_empty() {
+        let view = joining.view.borrow().clone();
+        silent.retain(|id| view.member(id).is_none_or(|state| state.liveness != Liveness::Down));
+        let known: Vec<&MemberState> = silent.iter().filter_map(|id| view.member(id)).collect();
+        was_heard |= !known.is_empty();
+        let replies = known.iter().map(|state| ask_memory(placement.cluster, &state.member, joining));
+        let replies = futures::future::join_all(replies).await;
+        for (state, reply) in known.iter().zip(replies) {
+            if let Ok(position) = reply {
+                remembered = remembered.max(position);
+                silent.remove(&state.member.id);
+            }
+        }
+        if started.elapsed() > if was_heard { REMEMBER_WITHIN } else { ANYBODY_WITHIN } {
+            break;
+        }
+        if !silent.is_empty() {
+            joining
+                .waiting_for
+                .send_replace("waiting for what others remember of this node's disk".to_owned());
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+    remembered
+}
+
+async fn ask_memory(
+    cluster: ClusterId,
+    member: &Member,
+    joining: &Joining,
+) -> Result<Option<DurablePosition>, tonic::Status> {
+    let mut client = joining.connections.control(member.grpc_addr);
+    let message = ConfirmRequest {
+        cluster: bytes::Bytes::copy_from_slice(cluster.0.as_bytes()),
+        node: joining.me.id.to_string(),
+        generation: bytes::Bytes::copy_from_slice(joining.me.generation.0.as_bytes()),
+    };
+    let reply = tokio::time::timeout(REMEMBER_WITHIN, client.confirm(message)).await;
+    let reply = reply.map_err(|_| tonic::Status::deadline_exceeded("no answer"))??;
+    Ok(reply.into_inner().remembered.as_ref().map(position_from))
+}
+
 /// Comes back when the cluster has confirmed that this node, with its very disk, is a member: before, it serves
 /// nothing. A node that the cluster does not know joins it.
 pub(crate) async fn become_member(authority: &Authority, joining: &Joining) -> anyhow::Result<()> {
+    let former = joining.data.load_losses()?.former.map(Generation);
     loop {
         let placement = authority.placement.load();
         let listed = placement.members.iter().find(|member| member.id == joining.me.id);
@@ -134,6 +221,15 @@ pub(crate) async fn become_member(authority: &Authority, joining: &Joining) -> a
                 Err(Unconfirmed::No(reason)) => bail!(reason),
                 Err(Unconfirmed::Unknown(why)) => why,
             },
+            Some(listed) if Some(listed.generation) == former => {
+                let (id, generation) = (listed.id.clone(), wanted.generation);
+                let renew = MemberChange::Renew { id, former: listed.generation, generation };
+                match authority.change_members(renew).await {
+                    Ok(()) => "this node has just become another one".to_owned(),
+                    Err(ProposeError::Refused(reason)) => bail!(reason),
+                    Err(error) => error.to_string(),
+                }
+            }
             _ => match authority.change_members(MemberChange::Register(wanted)).await {
                 Ok(()) => "this node has just joined".to_owned(),
                 Err(ProposeError::Refused(reason)) => bail!(reason),
@@ -222,7 +318,8 @@ pub(crate) async fn judge(
         Some(member) if Voter::from(member) != voter => Verdict::OtherGeneration,
         Some(_) => Verdict::Member,
     };
-    ConfirmReply { verdict: verdict.into(), placement: wire::placement_to_bytes(&placement.load()) }
+    let placement = wire::placement_to_bytes(&placement.load());
+    ConfirmReply { verdict: verdict.into(), placement, remembered: None }
 }
 
 async fn form_or_pull(joining: &Joining) -> anyhow::Result<Placement> {

@@ -14,6 +14,8 @@ use saturn_ring::{
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 
+use crate::durability::Positions;
+
 /// Largest datagram that is read; gossip packets are at most 1,400 bytes.
 const DATAGRAM_BYTES_MAX: usize = 2048;
 
@@ -68,15 +70,16 @@ pub(crate) async fn run(
     socket: UdpSocket,
     started: Instant,
     mut commands: mpsc::Receiver<Command>,
-    view: watch::Sender<View>,
+    (view, positions): (watch::Sender<View>, Arc<Positions>),
 ) -> anyhow::Result<()> {
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     let mut actions = Vec::new();
     let mut leaving = false;
     let me = membership.me().clone();
+    membership.set_durable_position(positions.own());
     membership.handle_tick(started.elapsed(), &mut actions);
     loop {
-        let namesake = perform(&mut actions, &membership, &socket, &view).await;
+        let namesake = perform(&mut actions, &membership, &socket, &view, &positions).await;
         if leaving {
             return Ok(());
         }
@@ -107,6 +110,8 @@ pub(crate) async fn run(
                 }
             },
         }
+        // What the core makes of this is in the packets from the next turn on.
+        membership.set_durable_position(positions.own());
     }
 }
 
@@ -134,6 +139,7 @@ async fn perform(
     membership: &Membership,
     socket: &UdpSocket,
     view: &watch::Sender<View>,
+    positions: &Positions,
 ) -> Option<Member> {
     let (mut foreign, mut namesake) = (None, None);
     for action in actions.drain(..) {
@@ -149,8 +155,14 @@ async fn perform(
                 if let MembershipEvent::NameConflict { other, winner: ConflictWinner::Other } = &event {
                     namesake = Some(other.clone());
                 }
-                if let MembershipEvent::ForeignCluster { from, cluster } = event {
-                    foreign = Some(ForeignNode { address: from, cluster });
+                match event {
+                    MembershipEvent::ForeignCluster { from, cluster } => {
+                        foreign = Some(ForeignNode { address: from, cluster });
+                    }
+                    MembershipEvent::DurablePosition { member, position } => {
+                        positions.hear(&member.id, member.generation, position);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -183,6 +195,8 @@ fn log_event(event: &MembershipEvent) {
         MembershipEvent::PlacementVersion { member, version } => {
             tracing::debug!(node = %member.id, version, "member holds placement");
         }
+        // As often as it grows.
+        MembershipEvent::DurablePosition { .. } => {}
         MembershipEvent::ForeignCluster { from, cluster } => {
             tracing::warn!(%from, %cluster, "packet of another cluster dropped");
         }

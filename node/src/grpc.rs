@@ -6,12 +6,13 @@ use std::sync::{Arc, OnceLock};
 use saturn_proto::peer;
 use saturn_proto::peer::peer_server::Peer;
 use saturn_replication::{PlacementHandle, SelectRequest};
-use saturn_ring::{ClusterId, Epoch, NodeId, Placement};
+use saturn_ring::{ClusterId, Epoch, Generation, NodeId, Placement};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::durability::Positions;
 use crate::raft::{Founding, GroupId, Groups, Voter};
 use crate::replica::Replica;
 use crate::transfer::source;
@@ -31,6 +32,7 @@ pub(crate) struct PeerService {
     pub(crate) streams: source::Streams,
     /// Empty until this node takes part in deciding.
     pub(crate) groups: Arc<OnceLock<Arc<Groups>>>,
+    pub(crate) positions: Arc<Positions>,
 }
 
 type FrameStream = ReceiverStream<Result<peer::SelectFrame, Status>>;
@@ -53,14 +55,21 @@ impl PeerService {
 impl PeerService {
     /// What this node knows about metadata, if the caller speaks for the same cluster.
     fn metadata(&self, cluster: &[u8]) -> Result<(Arc<PlacementHandle>, Arc<Groups>), Status> {
-        let (Some(placement), Some(groups)) = (self.placement.get(), self.groups.get()) else {
-            return Err(Status::unavailable("this node does not belong to a cluster yet"));
-        };
+        let (placement, groups) = (self.placement(cluster)?, self.groups.get());
+        let groups =
+            groups.ok_or_else(|| Status::unavailable("this node does not belong to a cluster yet"))?;
+        Ok((Arc::clone(placement), Arc::clone(groups)))
+    }
+
+    fn placement(&self, cluster: &[u8]) -> Result<&Arc<PlacementHandle>, Status> {
+        let placement = self.placement.get();
+        let placement =
+            placement.ok_or_else(|| Status::unavailable("this node does not belong to a cluster yet"))?;
         let mine = placement.load().cluster;
         if cluster_from(cluster)? != mine {
             return Err(Status::failed_precondition(format!("this node belongs to another cluster, {mine}")));
         }
-        Ok((Arc::clone(placement), Arc::clone(groups)))
+        Ok(placement)
     }
 }
 
@@ -116,7 +125,8 @@ impl Peer for PeerService {
         // A caller that hangs up must not stop an append half way: it goes on in its own task.
         let append = tokio::spawn(async move { replica.append(request).await });
         let replies = append.await.map_err(|e| Status::internal(e.to_string()))?;
-        Ok(Response::new(wire::append_reply_message(replies)))
+        let durable = Some(self.positions.own_message());
+        Ok(Response::new(wire::append_reply_message(replies, durable)))
     }
 
     async fn select(&self, request: Request<peer::SelectRequest>) -> Result<Response<FrameStream>, Status> {
@@ -250,11 +260,17 @@ impl Peer for PeerService {
         request: Request<peer::ConfirmRequest>,
     ) -> Result<Response<peer::ConfirmReply>, Status> {
         let message = request.into_inner();
-        let (placement, groups) = self.metadata(&message.cluster)?;
+        let placement = self.placement(&message.cluster)?;
         let id = NodeId::new(&message.node).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let generation = Uuid::from_slice(&message.generation);
         let generation =
             generation.map_err(|_| Status::invalid_argument("the generation is not 16 bytes"))?;
-        Ok(Response::new(cluster::judge(&groups, &placement, &id, Voter(generation)).await))
+        // What this node remembers it can say before it takes part in deciding.
+        let mut reply = match self.groups.get() {
+            Some(groups) => cluster::judge(groups, placement, &id, Voter(generation)).await,
+            None => peer::ConfirmReply::default(),
+        };
+        reply.remembered = self.positions.remembered_message(&id, Generation(generation));
+        Ok(Response::new(reply))
     }
 }

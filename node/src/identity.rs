@@ -1,9 +1,10 @@
 //! Who this data directory belongs to.
 //!
-//! `node.json` is written when the directory is first used and never changes: node id and generation (a
-//! UUID that says "this very disk"). `placement.json` holds the cluster's placement as last adopted. The empty file
+//! `node.json` is written when the directory is first used: node id and generation (a UUID that says "this very disk"),
+//! which changes only when the disk has lost what was acknowledged. `placement.json` holds the cluster's placement as last adopted. The empty file
 //! `member` says that the cluster has confirmed the node as a member once: should it have forgotten the node since, the
-//! directory is of no use any more. All are replaced atomically: temporary file, fsync, rename, fsync of the directory.
+//! directory is of no use any more. `losses.json` says how often the disk was found to have lost what was acknowledged
+//! (`durability.rs`), and is written before the directory gets its new generation. All are replaced atomically: temporary file, fsync, rename, fsync of the directory.
 
 use std::fs;
 use std::io::Write as _;
@@ -23,6 +24,17 @@ struct NodeFile {
     format: u32,
     node_id: String,
     generation: Uuid,
+}
+
+/// The contents of `losses.json`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Losses {
+    /// How many were noticed.
+    pub(crate) noticed: u32,
+    /// Whether the last one is still to be repaired.
+    pub(crate) is_lacking: bool,
+    /// The generation of the directory before the last one.
+    pub(crate) former: Option<Uuid>,
 }
 
 /// An opened data directory.
@@ -55,7 +67,32 @@ impl DataDir {
                 node.node_id
             );
         }
-        Ok(Self { path: path.to_owned(), generation: Generation(node.generation) })
+        let mut data = Self { path: path.to_owned(), generation: Generation(node.generation) };
+        if data.load_losses()?.former == Some(node.generation) {
+            data.renew(node)?;
+        }
+        Ok(data)
+    }
+
+    /// Notes that the disk has lost what was acknowledged. The next [`DataDir::open`] does the rest.
+    pub(crate) fn note_loss(&self) -> anyhow::Result<()> {
+        let noticed = self.load_losses()?.noticed.saturating_add(1);
+        self.save_losses(Losses { noticed, is_lacking: true, former: Some(self.generation.0) })
+    }
+
+    /// Forgets what this node had decided with others, and then gives the directory another generation.
+    fn renew(&mut self, node: NodeFile) -> anyhow::Result<()> {
+        let raft = self.raft_path();
+        match fs::remove_dir_all(&raft) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("cannot remove {}", raft.display()));
+            }
+            _ => {}
+        }
+        let node = NodeFile { generation: Uuid::new_v4(), ..node };
+        replace_file(&self.path.join("node.json"), &serde_json::to_vec_pretty(&node)?)?;
+        self.generation = Generation(node.generation);
+        Ok(())
     }
 
     /// Where the storage engine keeps its files.
@@ -76,6 +113,23 @@ impl DataDir {
     /// Remembers that the node was.
     pub(crate) fn remember_membership(&self) -> anyhow::Result<()> {
         if self.was_member() { Ok(()) } else { replace_file(&self.path.join("member"), b"") }
+    }
+
+    /// What the disk is known to have lost.
+    pub(crate) fn load_losses(&self) -> anyhow::Result<Losses> {
+        let file = self.path.join("losses.json");
+        match fs::read(&file) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", file.display()))
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Losses::default()),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", file.display())),
+        }
+    }
+
+    /// Makes that durable.
+    pub(crate) fn save_losses(&self, losses: Losses) -> anyhow::Result<()> {
+        replace_file(&self.path.join("losses.json"), &serde_json::to_vec_pretty(&losses)?)
     }
 
     /// The placement adopted last, if the node belongs to a cluster.
@@ -146,6 +200,29 @@ mod tests {
         let id = NodeId::new("n1").expect("valid");
         let data = DataDir::open(dir.path(), &id).expect("opens");
         assert!(data.load_placement().expect("nothing there").is_none());
+        assert_eq!(data.load_losses().expect("nothing there"), Losses::default());
+        let losses = Losses { noticed: 2, is_lacking: true, former: None };
+        data.save_losses(losses).expect("writes");
+        assert_eq!(data.load_losses().expect("reads"), losses);
+        fs::write(dir.path().join("losses.json"), br#"{"noticed": 3, "is_lacking": false}"#).expect("writes");
+        let losses = Losses { noticed: 3, is_lacking: false, former: None };
+        assert_eq!(data.load_losses().expect("reads"), losses);
+    }
+
+    #[test]
+    fn a_directory_that_lost_something_is_another_one_once() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let open = || DataDir::open(dir.path(), &NodeId::new("n1").expect("valid")).expect("opens");
+        let data = open();
+        fs::create_dir(data.raft_path()).expect("made");
+        fs::write(data.raft_path().join("log"), b"votes").expect("writes");
+        data.note_loss().expect("writes");
+        let renewed = open();
+        assert_ne!(renewed.generation, data.generation);
+        assert!(!data.raft_path().exists());
+        let losses = Losses { noticed: 1, is_lacking: true, former: Some(data.generation.0) };
+        assert_eq!(renewed.load_losses().expect("reads"), losses);
+        assert_eq!(open().generation, renewed.generation);
         fs::write(dir.path().join("placement.json"), b"{").expect("writes");
         let error = data.load_placement().expect_err("damaged");
         assert!(format!("{error:#}").contains("placement.json is damaged"), "{error:#}");

@@ -13,6 +13,7 @@ mod cluster;
 mod config;
 mod deletions;
 mod demo;
+mod durability;
 mod exposition;
 mod gossip;
 mod grpc;
@@ -38,10 +39,12 @@ mod wire;
 mod write_path;
 
 use std::io::Write as _;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::cluster::StartAgain;
 use crate::config::{Config, ConfigError};
 
 /// Exit code of a wrong command line or configuration, as usual in Unix tools.
@@ -62,13 +65,24 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    report(runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let stop = stop_signal();
         logging::start(&config.log_level, config.log_format)?;
         demo::die_with_parent_if_child();
         steps::arm()?;
         server::serve(config, stop).await
-    }))
+    });
+    match outcome {
+        Err(error) if error.is::<StartAgain>() => report(Err(start_again())),
+        outcome => report(outcome),
+    }
+}
+
+/// Puts a new process in the place of this one, with its id and arguments. Returns why that was not possible.
+fn start_again() -> anyhow::Error {
+    // The same program, though its file may have been replaced.
+    let error = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+    anyhow::Error::new(error).context("cannot start again")
 }
 
 /// Resolves at SIGINT or SIGTERM. The handlers are in place when this returns, before the first poll: a

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::durability::Positions;
 use crate::gossip::View;
 use crate::replica::Replica;
 use crate::rpc_auth::Token;
@@ -97,6 +98,7 @@ pub(crate) struct NodePeers {
     pub(crate) cluster: ClusterId,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) positions: Arc<Positions>,
 }
 
 impl NodePeers {
@@ -130,8 +132,11 @@ impl Peers for NodePeers {
         }
         let mut client = self.client(to, Lane::Append)?;
         let message = wire::append_request(self.cluster_bytes(), &request);
-        let reply = client.append(message).await.map_err(|e| wire::peer_error(&e))?;
-        wire::append_reply(&request, reply.into_inner())
+        let reply = client.append(message).await.map_err(|e| wire::peer_error(&e))?.into_inner();
+        if let Some(durable) = &reply.durable {
+            self.positions.hear_message(to, durable);
+        }
+        wire::append_reply(&request, reply)
     }
 
     async fn select(&self, to: &NodeId, request: SelectRequest, sink: SelectSink) -> Result<(), PeerError> {

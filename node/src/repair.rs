@@ -8,6 +8,8 @@
 //! A node that has just started does so within a minute or two, as it was away; then it is done from time to time, since
 //! digests read all that they are of.
 //!
+//! A node whose disk has lost what it had acknowledged (`durability.rs`) first takes all that the others have, of all times.
+//!
 //! Windows that are over and the same on all nodes are written down in the shard's metadata by the leader of its group:
 //! the manifest. They are not compared again. Windows older than [`WINDOWS`] are not compared either.
 
@@ -22,12 +24,18 @@ use tokio::sync::watch;
 
 use crate::authority::Authority;
 use crate::clock;
+use crate::durability::Lacking;
+use crate::identity::{DataDir, Losses};
 use crate::transfer::{Progress, Transfers, WindowDigests, Windows, differing_windows};
 
 /// Time between two comparisons of everything: each reads, on every node, hours of data.
 const LOOK_EVERY: Duration = Duration::from_secs(15 * 60);
 /// Time before the first one, and after one that failed; it doubles up to the usual time.
 const LOOK_SOON: Duration = Duration::from_secs(60);
+/// Pause before what the disk has lost is looked for again where it could not be had; it doubles up to the largest.
+const RECOVER_AGAIN_MIN: Duration = Duration::from_secs(1);
+/// Largest such pause.
+const RECOVER_AGAIN_MAX: Duration = Duration::from_secs(30);
 /// Samples younger than this may still be on their way to some of the nodes.
 const SETTLED_MS: i64 = 30_000;
 /// How long after its end a window is written down: late samples should be there by then.
@@ -58,14 +66,63 @@ impl Repairer {
         Self { authority, transfers }
     }
 
-    /// Compares again and again, for ever.
-    pub(crate) async fn run(self) {
+    /// Takes what the disk has lost, if it has; then compares again and again, for ever.
+    pub(crate) async fn run(self, lacking: Arc<Lacking>, data: DataDir) {
+        if !lacking.shards().is_empty() {
+            self.recover(&lacking).await;
+            let repaired = data.load_losses().map(|losses| Losses { is_lacking: false, ..losses });
+            match repaired.and_then(|losses| data.save_losses(losses)) {
+                Ok(()) => tracing::info!("all that the disk had lost was taken from the other replicas"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(error, "the next start will repair once more what the disk had lost");
+                }
+            }
+        }
         let mut pause = LOOK_SOON;
         loop {
             tokio::time::sleep(pause).await;
             let repaired = self.round(TimestampMs(clock::unix_ms() - SETTLED_MS)).await;
             pause = if repaired.failed == 0 { LOOK_EVERY } else { (pause * 2).min(LOOK_EVERY) };
         }
+    }
+
+    /// Takes all that the other nodes of the lacking shards have, however old. A shard is answered for again as soon as
+    /// each of them has handed over what it has: whatever this node had acknowledged, one of them has, too.
+    async fn recover(&self, lacking: &Lacking) {
+        let mut pause = RECOVER_AGAIN_MIN;
+        loop {
+            for shard in lacking.shards() {
+                match self.recover_shard(shard).await {
+                    Ok(()) => lacking.remove(shard),
+                    Err(error) => {
+                        tracing::info!(%shard, error = format!("{error:#}"), "a shard is not whole yet");
+                    }
+                }
+            }
+            if lacking.shards().is_empty() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RECOVER_AGAIN_MAX);
+        }
+    }
+
+    async fn recover_shard(&self, shard: ShardId) -> anyhow::Result<()> {
+        let (placement, me) = (self.authority.placement.load(), &self.authority.me);
+        let record = placement.record(shard).context("there is no such shard")?;
+        // What is still to come here is fetched whole anyway, and what has gone is nobody's loss.
+        if !record.is_writer(me) || record.is_fetching(me) {
+            return Ok(());
+        }
+        let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), Windows::all()).await?;
+        for node in record.slots.iter().filter(|node| *node != me) {
+            comparison.with(node).await?;
+        }
+        if record.slots.len() == 1 && record.moving.is_none() {
+            tracing::error!(%shard, "a shard has no other replica: what the disk has lost of it stays lost");
+        }
+        Ok(())
     }
 
     /// Compares all shards of this node once: their samples before `until`.

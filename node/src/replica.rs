@@ -16,6 +16,8 @@ use saturn_ring::{Access, Epoch, Fence, NodeId, ShardRecord};
 use saturn_storage::{Engine, Listed, ReadLimits, StorageError};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
+use crate::durability::Lacking;
+
 /// Most bytes of samples with which one shard answers a read: 64 Mi samples.
 const SHARD_BYTES_MAX: u64 = 1 << 30;
 
@@ -25,6 +27,8 @@ pub(crate) struct Replica {
     pub(crate) id: NodeId,
     pub(crate) engine: Engine,
     pub(crate) placement: Arc<PlacementHandle>,
+    /// What this node's disk has lost and is not repaired yet.
+    pub(crate) lacking: Arc<Lacking>,
     /// Held shared from an append's check of epochs until its samples are stored.
     admission: Admission,
 }
@@ -46,8 +50,9 @@ impl Replica {
         engine: Engine,
         placement: Arc<PlacementHandle>,
         admission: Admission,
+        lacking: Arc<Lacking>,
     ) -> Self {
-        Self { id, engine, placement, admission }
+        Self { id, engine, placement, lacking, admission }
     }
 
     /// Returns when every append is over that was admitted under an older record. Blocks.
@@ -58,11 +63,22 @@ impl Replica {
     fn check(&self, shard: ShardId, epoch: Epoch, access: Access) -> Result<(), ShardRefusal> {
         let placement = self.placement.load();
         match saturn_ring::fence(placement.record(shard), &self.id, epoch, access) {
+            Fence::Current if access == Access::Read => self.check_whole(shard),
             Fence::Current => Ok(()),
             Fence::Stale(record) => Err(ShardRefusal::Stale(record)),
             Fence::Behind => Err(ShardRefusal::Behind),
             Fence::NotOwner => Err(ShardRefusal::NotOwner),
         }
+    }
+
+    /// Refuses if this node may lack what it had acknowledged of the shard.
+    pub(crate) fn check_whole(&self, shard: ShardId) -> Result<(), ShardRefusal> {
+        if self.lacking.contains(shard) {
+            let text =
+                "its disk has lost what it had acknowledged, and is being repaired from the other replicas";
+            return Err(ShardRefusal::Failed(text.into()));
+        }
+        Ok(())
     }
 
     /// As [`Replica::check`], for those who take the shard from here: only a node that fills a slot, and that has

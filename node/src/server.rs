@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use saturn_model::Limits;
+use saturn_model::{Limits, ShardId};
 use saturn_proto::operator;
 use saturn_proto::peer::peer_server::PeerServer;
 use saturn_query_frontend::{Frontend, Settings as FrontendSettings};
@@ -17,19 +17,21 @@ use saturn_storage::{Engine, EngineOptions, GroupLog, OpenProgress, Opening};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::authority::Authority;
 use crate::cluster::{self, Joining};
 use crate::config::Config;
+use crate::durability::{Lacking, Positions};
 use crate::gossip::{self, Command, View};
 use crate::grpc::PeerService;
 use crate::http::{App, Serving};
-use crate::identity::DataDir;
+use crate::identity::{DataDir, Losses};
 use crate::metrics::{HttpMetrics, ProcessMetrics};
 use crate::moves::Mover;
 use crate::peers::{self, Connections, NodePeers};
-use crate::raft::{Control, Groups, Voter};
+use crate::raft::{Control, Founding, Groups, Voter};
 use crate::read_path::QuorumSource;
 use crate::repair::Repairer;
 use crate::replica::{Admission, Replica};
@@ -162,11 +164,13 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
         ended = &mut http => return Err(why_http_ended(ended)),
     }
 
+    let positions = Arc::new(Positions::new(node.engine().clone(), node.me.generation));
     let membership = node.membership(&config, KeyRing::new(&secrets)?).await?;
-    let gossip = gossip::run(membership, listeners.gossip, node.started, gossip_inbox, view_sender);
+    let outlets = (view_sender, Arc::clone(&positions));
+    let gossip = gossip::run(membership, listeners.gossip, node.started, gossip_inbox, outlets);
     let mut gossip = tokio::spawn(gossip);
-    let mut grpc = tokio::spawn(node.grpc(listeners.grpc, until_true(drained)));
-    let joining = node.joining(&config, waiting_for);
+    let mut grpc = tokio::spawn(node.grpc(listeners.grpc, Arc::clone(&positions), until_true(drained)));
+    let joining = node.joining(&config, waiting_for, positions);
 
     let outcome = tokio::select! {
         () = &mut stop => Ok(()),
@@ -179,14 +183,7 @@ pub(crate) async fn serve(config: Config, stop: impl Future<Output = ()>) -> any
     tracing::info!("stopping");
     draining.send_replace(true);
     let _ = node.gossip.send(Command::Leave).await;
-    let drain = async {
-        until_ended(http).await;
-        until_ended(grpc).await;
-        until_ended(gossip).await;
-    };
-    if tokio::time::timeout(DRAIN_MAX, drain).await.is_err() {
-        tracing::info!("requests in flight were cut off");
-    }
+    drain(http, grpc, gossip).await;
     if let Some(groups) = node.groups.get() {
         groups.close().await;
     }
@@ -223,7 +220,7 @@ impl Drop for CancelOnDrop {
 }
 
 /// A task that ends with the node.
-struct Task(tokio::task::JoinHandle<()>);
+struct Task(JoinHandle<()>);
 
 impl Task {
     fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Self {
@@ -241,8 +238,20 @@ fn flatten(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow:
     ended.context("a background task panicked")?
 }
 
+/// Waits until nothing is in flight any more, but not for ever.
+async fn drain<A, B, C>(http: JoinHandle<A>, grpc: JoinHandle<B>, gossip: JoinHandle<C>) {
+    let drain = async {
+        until_ended(http).await;
+        until_ended(grpc).await;
+        until_ended(gossip).await;
+    };
+    if tokio::time::timeout(DRAIN_MAX, drain).await.is_err() {
+        tracing::info!("requests in flight were cut off");
+    }
+}
+
 /// Waits for a task, of which the outcome may have been taken already.
-async fn until_ended<T>(task: tokio::task::JoinHandle<T>) {
+async fn until_ended<T>(task: JoinHandle<T>) {
     if !task.is_finished() {
         let _ = task.await;
     }
@@ -251,6 +260,11 @@ async fn until_ended<T>(task: tokio::task::JoinHandle<T>) {
 async fn until_true(mut flag: watch::Receiver<bool>) {
     // An error means that the sender is gone, and with it the node.
     let _ = flag.wait_for(|set| *set).await;
+}
+
+/// Whether this node may found groups: one that has lost its part in them could found them twice.
+fn founding(losses: Losses) -> Founding {
+    if losses.noticed == 0 { Founding::Possible } else { Founding::Over }
 }
 
 impl Node {
@@ -327,6 +341,7 @@ impl Node {
     fn grpc(
         &self,
         listener: TcpListener,
+        positions: Arc<Positions>,
         drained: impl Future<Output = ()> + Send + 'static,
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         let service = PeerService {
@@ -334,6 +349,7 @@ impl Node {
             placement: Arc::clone(&self.placement),
             streams: Streams::default(),
             groups: Arc::clone(&self.groups),
+            positions,
         };
         let service = PeerServer::new(service)
             .max_decoding_message_size(peers::MESSAGE_BYTES_MAX)
@@ -351,7 +367,12 @@ impl Node {
         async move { server.await.context("the RPC server failed") }
     }
 
-    fn joining(&self, config: &Config, waiting_for: watch::Sender<String>) -> Joining {
+    fn joining(
+        &self,
+        config: &Config,
+        waiting_for: watch::Sender<String>,
+        positions: Arc<Positions>,
+    ) -> Joining {
         Joining {
             me: self.me.clone(),
             data: self.data.clone(),
@@ -364,6 +385,7 @@ impl Node {
             gossip: self.gossip.clone(),
             connections: Arc::clone(&self.connections),
             waiting_for,
+            positions,
         }
     }
 
@@ -383,14 +405,16 @@ impl Node {
         let (placement, admission) = cluster::establish(joining, self.engine()).await?;
         // Each cell is filled here only, and once.
         let _ = self.placement.set(Arc::clone(&placement));
+        cluster::recall(&placement.load(), joining).await?;
+        let losses = self.data.load_losses()?;
         let authority = self.authority(&placement).await?;
         let _ = self.groups.set(Arc::clone(&authority.groups));
         let _ = self.authority.set(authority.clone());
-        let _shepherd = Task::spawn(Shepherd::new(authority.clone()).run());
+        let _shepherd = Task::spawn(Shepherd::new(authority.clone(), founding(losses)).run());
         let following = shepherd::follow(authority.clone(), self.gossip.clone());
         let serving = async {
             cluster::become_member(&authority, joining).await?;
-            let mover = self.open_doors(&authority, admission);
+            let (mover, lacking) = self.open_doors(&authority, &joining.positions, (admission, losses));
             tracing::info!(
                 cluster = %placement.load().cluster,
                 shards_owned = placement.load().slots_of(&self.me.id),
@@ -398,7 +422,7 @@ impl Node {
                 "ready"
             );
             let repairer = Repairer::new(authority.clone(), mover.transfers());
-            let _repairer = Task::spawn(repairer.run());
+            let _repairer = Task::spawn(repairer.run(lacking, self.data.clone()));
             let _mover = Task::spawn(mover.run());
             let _rebalancer = Task::spawn(rebalance::run(authority.clone(), self.started));
             std::future::pending::<anyhow::Result<()>>().await
@@ -420,18 +444,29 @@ impl Node {
         Ok(Authority { me: self.me.id.clone(), voter, groups, placement: Arc::clone(placement) })
     }
 
-    /// Starts to serve; returns what takes shards.
-    fn open_doors(&self, authority: &Authority, admission: Admission) -> Mover {
+    /// Starts to serve; returns what takes shards, and of which this node may lack something.
+    fn open_doors(
+        &self,
+        authority: &Authority,
+        positions: &Arc<Positions>,
+        (admission, losses): (Admission, Losses),
+    ) -> (Mover, Arc<Lacking>) {
         let placement = &authority.placement;
-        let replica =
-            Replica::new(self.me.id.clone(), self.engine().clone(), Arc::clone(placement), admission);
+        let mut registry = self.registry.lock();
+        let lacking = Arc::new(Lacking::new(&mut registry));
+        lacking.count_losses(losses.noticed);
+        if losses.is_lacking {
+            lacking.add((0..placement.load().shard_count()).map(ShardId));
+        }
+        let (me, engine) = (self.me.id.clone(), self.engine().clone());
+        let replica = Replica::new(me, engine, Arc::clone(placement), admission, Arc::clone(&lacking));
         let peers = Arc::new(NodePeers {
             replica: replica.clone(),
             cluster: placement.load().cluster,
             view: self.view.clone(),
             connections: Arc::clone(&self.connections),
+            positions: Arc::clone(positions),
         });
-        let mut registry = self.registry.lock();
         let transfers = Transfers::new(Arc::clone(&peers), self.moves_bytes_per_second, &mut registry);
         let coordinator = Arc::new(Coordinator::new(
             peers,
@@ -448,6 +483,6 @@ impl Node {
         let _ = self.replica.set(replica);
         let mover = Mover::new(authority.clone(), Arc::new(transfers), self.engine().clone());
         let _ = self.serving.set(Serving { coordinator, frontend, mover: mover.clone() });
-        mover
+        (mover, lacking)
     }
 }

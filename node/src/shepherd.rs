@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::authority::Authority;
-use crate::raft::{Command, GroupId, Standing, Voter};
+use crate::raft::{Command, Founding, GroupId, Standing, Voter};
 use crate::wire;
 use crate::{clock, cluster, gossip};
 
@@ -79,11 +79,13 @@ pub(crate) struct Shepherd {
     busy: Arc<Mutex<HashSet<GroupId>>>,
     /// Has deletions forgotten, while there are some.
     settling: Option<JoinHandle<()>>,
+    /// Whether this node may found groups.
+    founding: Founding,
 }
 
 impl Shepherd {
-    pub(crate) fn new(authority: Authority) -> Self {
-        Self { authority, leaderless: HashMap::new(), busy: Arc::default(), settling: None }
+    pub(crate) fn new(authority: Authority, founding: Founding) -> Self {
+        Self { authority, leaderless: HashMap::new(), busy: Arc::default(), settling: None, founding }
     }
 
     /// Watches over the groups for ever.
@@ -96,7 +98,9 @@ impl Shepherd {
                 _ = ticks.tick() => {}
                 changed = view.changed() => if changed.is_err() { return },
             }
-            self.found_groups();
+            if self.founding == Founding::Possible {
+                self.found_groups();
+            }
             self.settle_deletions();
             for id in self.authority.groups.ids() {
                 if let Some(standing) = self.authority.groups.standing(id) {

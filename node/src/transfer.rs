@@ -216,10 +216,11 @@ impl Transfers {
         progress: &watch::Sender<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<Pulled, TransferError> {
-        self.pull_from((shard, epoch), source, None, progress, cancel).await
+        self.pull((shard, epoch), source, Extent::Whole, progress, cancel).await
     }
 
-    /// As [`Transfers::pull_shard`], from a place on: what is before it is not taken.
+    /// As [`Transfers::pull_shard`], from a place on: what is before it is not taken. A source gives what it has, even if
+    /// it may lack what it had acknowledged.
     ///
     /// # Errors
     /// Those of [`Transfers::pull_shard`].
@@ -229,6 +230,17 @@ impl Transfers {
         source: &NodeId,
         from: Option<ExportCursor>,
         progress: &watch::Sender<Progress>,
+        cancel: watch::Receiver<bool>,
+    ) -> Result<Pulled, TransferError> {
+        self.pull((shard, epoch), source, Extent::From(from), progress, cancel).await
+    }
+
+    async fn pull(
+        &self,
+        (shard, epoch): (ShardId, Epoch),
+        source: &NodeId,
+        extent: Extent,
+        progress: &watch::Sender<Progress>,
         mut cancel: watch::Receiver<bool>,
     ) -> Result<Pulled, TransferError> {
         let (work, inbox) = mpsc::channel(FRAMES_WAITING_MAX);
@@ -237,7 +249,11 @@ impl Transfers {
         let record = placement.record(shard).filter(|record| record.epoch == epoch);
         let deleted_through = record.ok_or(TransferError::Changed)?.deleted_through().0;
         let import = tokio::task::spawn_blocking(move || import(&engine, (shard, deleted_through), inbox));
-        let mut pull = Pull { cursor: from, ..Pull::new(self, (shard, epoch), source, progress, work) };
+        let mut pull = Pull::new(self, (shard, epoch), source, progress, work);
+        match extent {
+            Extent::Whole => pull.whole = true,
+            Extent::From(cursor) => pull.cursor = cursor,
+        }
         let received = tokio::select! {
             received = pull.receive_all() => received,
             Ok(_) = cancel.wait_for(|cancelled| *cancelled) => Err(Ended::Final(TransferError::Cancelled)),
@@ -312,6 +328,15 @@ pub(crate) fn differing_windows(a: &WindowDigests, b: &WindowDigests) -> Vec<Tim
     windows
 }
 
+/// How much is pulled.
+#[derive(Clone, Copy, Debug)]
+enum Extent {
+    /// All that the source ever acknowledged, or nothing.
+    Whole,
+    /// What it has from a place on.
+    From(Option<ExportCursor>),
+}
+
 /// One pull.
 struct Pull<'a> {
     transfers: &'a Transfers,
@@ -322,6 +347,8 @@ struct Pull<'a> {
     work: mpsc::Sender<Work>,
     /// Behind the last frame that came.
     cursor: Option<ExportCursor>,
+    /// Whether the source must have all that it ever acknowledged.
+    whole: bool,
 }
 
 impl<'a> Pull<'a> {
@@ -332,7 +359,7 @@ impl<'a> Pull<'a> {
         progress: &'a watch::Sender<Progress>,
         work: mpsc::Sender<Work>,
     ) -> Self {
-        Self { transfers, shard, epoch, source, progress, work, cursor: None }
+        Self { transfers, shard, epoch, source, progress, work, cursor: None, whole: false }
     }
 
     /// Reads stream after stream until all has come.
@@ -368,6 +395,7 @@ impl<'a> Pull<'a> {
                 .cursor
                 .map_or_else(bytes::Bytes::new, |cursor| bytes::Bytes::copy_from_slice(&cursor.to_bytes())),
             chunk_bytes: u32::try_from(EXPORT_CHUNK_BYTES_MAX).unwrap_or(u32::MAX),
+            whole: self.whole,
         };
         let silent = |_| Ended::Broken(format!("nothing came for {FRAME_LIMIT:?}"));
         let stream = tokio::time::timeout(FRAME_LIMIT, client.stream_shard(request)).await;

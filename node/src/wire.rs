@@ -61,7 +61,10 @@ pub(crate) fn append_request_from(message: &peer::AppendRequest) -> Result<Appen
     Ok(AppendRequest { batches: message.batches.iter().map(fenced).collect::<Result<_, WireError>>()? })
 }
 
-pub(crate) fn append_reply_message(replies: Vec<BatchReply>) -> peer::AppendReply {
+pub(crate) fn append_reply_message(
+    replies: Vec<BatchReply>,
+    durable: Option<peer::DurablePosition>,
+) -> peer::AppendReply {
     let refused = |refusal| peer::BatchReply { unknown: Vec::new(), refusal: Some(refusal_message(refusal)) };
     let message = |reply| match reply {
         BatchReply::Stored { unknown } => peer::BatchReply { unknown, refusal: None },
@@ -70,7 +73,7 @@ pub(crate) fn append_reply_message(replies: Vec<BatchReply>) -> peer::AppendRepl
         BatchReply::NotOwner => refused(ShardRefusal::NotOwner),
         BatchReply::Failed(text) => refused(ShardRefusal::Failed(text)),
     };
-    peer::AppendReply { batches: replies.into_iter().map(message).collect() }
+    peer::AppendReply { batches: replies.into_iter().map(message).collect(), durable }
 }
 
 pub(crate) fn append_reply(

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::seal::{BOOT_NONCE_BYTES, DropReason, KeyRing};
-use crate::{ClusterId, Member};
+use crate::{ClusterId, DurablePosition, Member};
 
 /// What a [`crate::Membership`] starts from.
 #[derive(Clone, Debug)]
@@ -62,6 +62,13 @@ pub enum MembershipEvent {
         member: Member,
         /// Which; 0 for none.
         version: u64,
+    },
+    /// A member said how far its log is on its disk: further than it said before, if it did.
+    DurablePosition {
+        /// Who.
+        member: Member,
+        /// How far.
+        position: DurablePosition,
     },
     /// A packet was dropped for this reason, for the first time in this run. Later ones are only counted.
     PacketDropped {

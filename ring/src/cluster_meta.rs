@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, Placement, PlacementMember, Standing};
+use crate::{Generation, NodeId, Placement, PlacementMember, Standing};
 
 /// Changes of the member list that are remembered.
 const HISTORY_MAX: usize = 256;
@@ -71,6 +71,16 @@ pub enum MemberChange {
     Forget(NodeId),
     /// Shards stay where they are, or move again.
     Pause(bool),
+    /// A member's disk has lost what it had acknowledged, its part in the Raft groups included: from now on it is another
+    /// one, which takes what is missing from the others.
+    Renew {
+        /// Who.
+        id: NodeId,
+        /// What its data directory was.
+        former: Generation,
+        /// What it is now.
+        generation: Generation,
+    },
 }
 
 /// Why a command changed nothing.
@@ -178,6 +188,17 @@ impl ClusterMeta {
                 self.is_paused = is_paused;
                 Ok(Some(if is_paused { "rebalancing is paused" } else { "rebalancing goes on" }.into()))
             }
+            MemberChange::Renew { id, former, generation } => {
+                let member = find(&mut self.members, &id)?;
+                if member.generation == generation {
+                    return Ok(None);
+                }
+                if member.generation != former {
+                    return Err(MemberError::OtherGeneration(id));
+                }
+                member.generation = generation;
+                Ok(Some(format!("{id} had lost what it had acknowledged, and takes it from the others")))
+            }
         }
     }
 
@@ -247,7 +268,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{Generation, Zone};
+    use crate::Zone;
 
     fn member(name: &str, zone: &str) -> PlacementMember {
         let (id, zone) = (NodeId::new(name).expect("valid"), Zone::new(zone).expect("valid"));
@@ -267,6 +288,23 @@ mod tests {
 
     fn at(change: MemberChange) -> ClusterCommand {
         ClusterCommand { at_ms: 1, change }
+    }
+
+    #[test]
+    fn a_member_whose_disk_lost_something_is_another_one() {
+        let mut meta = cluster(&[("a", "x"), ("b", "y"), ("c", "z")]);
+        let generation = |number| Generation(Uuid::from_u128(number));
+        let renew = |former, new| MemberChange::Renew {
+            id: id("b"),
+            former: generation(former),
+            generation: generation(new),
+        };
+        meta.apply(at(renew(0, 7))).expect("it is what the cluster knows");
+        assert_eq!((meta.version, meta.member(&id("b")).expect("there").generation), (2, generation(7)));
+        meta.apply(at(renew(0, 7))).expect("says nothing the second time");
+        assert_eq!(meta.version, 2);
+        let refused = meta.apply(at(renew(0, 8)));
+        assert_eq!(refused, Err(MemberError::OtherGeneration(id("b"))));
     }
 
     #[test]

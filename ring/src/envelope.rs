@@ -4,13 +4,15 @@
 //! offset  bytes
 //!      0      1  kind: 0 SWIM, 1 hello, 2 outdated, 3 suspected
 //!      1      8  version of the placement that the sender holds (0: none), little-endian
-//!      9      n  SWIM: a packet of foca's; else postcard: an identity, for "suspected" its incarnation too
+//!      9     16  the sender's durable position: segment (8), offset (8), little-endian
+//!     25      n  SWIM: a packet of foca's; else postcard: an identity, for "suspected" its incarnation too
 //! ```
 
+use crate::DurablePosition;
 use crate::member::Identity;
 
 /// Bytes before the body.
-pub(crate) const ENVELOPE_BYTES: usize = 9;
+pub(crate) const ENVELOPE_BYTES: usize = 25;
 
 const KIND_SWIM: u8 = 0;
 const KIND_HELLO: u8 = 1;
@@ -22,6 +24,8 @@ const KIND_SUSPECTED: u8 = 3;
 pub(crate) struct Envelope<'a> {
     /// Version of the placement that the sender holds, 0 for none.
     pub(crate) placement_version: u64,
+    /// How far the sender's log is on its disk.
+    pub(crate) durable: DurablePosition,
     /// The rest.
     pub(crate) body: Body<'a>,
 }
@@ -40,7 +44,7 @@ pub(crate) enum Body<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    pub(crate) fn encode(placement_version: u64, body: &Body<'_>) -> Vec<u8> {
+    pub(crate) fn encode(placement_version: u64, durable: DurablePosition, body: &Body<'_>) -> Vec<u8> {
         let kind = match body {
             Body::Swim(_) => KIND_SWIM,
             Body::Hello(_) => KIND_HELLO,
@@ -49,6 +53,8 @@ impl<'a> Envelope<'a> {
         };
         let mut bytes = vec![kind];
         bytes.extend_from_slice(&placement_version.to_le_bytes());
+        bytes.extend_from_slice(&durable.segment.to_le_bytes());
+        bytes.extend_from_slice(&durable.offset.to_le_bytes());
         let encoded = match body {
             Body::Swim(data) => {
                 bytes.extend_from_slice(data);
@@ -64,6 +70,10 @@ impl<'a> Envelope<'a> {
     pub(crate) fn decode(bytes: &'a [u8]) -> Option<Self> {
         let (kind, rest) = bytes.split_first()?;
         let (version, rest) = rest.split_first_chunk()?;
+        let (segment, rest) = rest.split_first_chunk()?;
+        let (offset, rest) = rest.split_first_chunk()?;
+        let durable =
+            DurablePosition { segment: u64::from_le_bytes(*segment), offset: u64::from_le_bytes(*offset) };
         let body = match *kind {
             KIND_SWIM => Body::Swim(rest),
             KIND_HELLO => Body::Hello(postcard::from_bytes(rest).ok()?),
@@ -74,7 +84,7 @@ impl<'a> Envelope<'a> {
             }
             _ => return None,
         };
-        Some(Self { placement_version: u64::from_le_bytes(*version), body })
+        Some(Self { placement_version: u64::from_le_bytes(*version), durable, body })
     }
 }
 
@@ -104,17 +114,19 @@ mod tests {
     fn packets_come_back() {
         let suspected = Body::Suspected(identity(), 300);
         for body in [Body::Swim(b"abc"), Body::Hello(identity()), Body::Outdated(identity()), suspected] {
-            let bytes = Envelope::encode(7, &body);
-            assert_eq!(Envelope::decode(&bytes), Some(Envelope { placement_version: 7, body }));
+            let durable = DurablePosition { segment: u64::MAX, offset: 9 };
+            let bytes = Envelope::encode(7, durable, &body);
+            assert_eq!(Envelope::decode(&bytes), Some(Envelope { placement_version: 7, durable, body }));
         }
-        assert_eq!(Envelope::decode(&[KIND_SWIM; 8]), None);
-        assert_eq!(Envelope::decode(&[9; 20]), None);
+        assert_eq!(Envelope::decode(&[KIND_SWIM; ENVELOPE_BYTES - 1]), None);
+        assert_eq!(Envelope::decode(&[9; 40]), None);
     }
 
     #[test]
     fn a_packet_holds_the_largest_message() {
         // Foca's largest header names three identities; one more travels with it.
-        let identity_bytes = Envelope::encode(0, &Body::Hello(identity())).len() - ENVELOPE_BYTES;
+        let hello = Envelope::encode(0, DurablePosition::default(), &Body::Hello(identity()));
+        let identity_bytes = hello.len() - ENVELOPE_BYTES;
         assert!(4 * identity_bytes + 100 < PACKET_BYTES_MAX - SEAL_BYTES - ENVELOPE_BYTES);
     }
 }

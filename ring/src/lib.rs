@@ -30,7 +30,7 @@ pub use action::{Action, ConflictWinner, Dropped, MembershipConfig, MembershipEv
 pub use cluster_meta::{ClusterChange, ClusterCommand, ClusterMeta, MemberChange, MemberError};
 pub use formation::{FormationDecision, FormationView, WaitReason, decide};
 pub use ids::{ClusterId, Epoch, Generation, InvalidName, NodeId, Zone};
-pub use member::{Liveness, Member, MemberState};
+pub use member::{DurablePosition, Liveness, Member, MemberState};
 pub use membership::Membership;
 pub use placement::{Placement, PlacementError, PlacementMember, Standing};
 pub use plan::PlannedMove;

@@ -4,6 +4,7 @@
 //! node: the larger boot number wins, everywhere and for ever, so a restarted node replaces its old
 //! life at once, whatever address it comes back on.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -26,6 +27,25 @@ pub struct Member {
     pub grpc_addr: SocketAddr,
     /// Where its users call it.
     pub http_addr: SocketAddr,
+}
+
+/// How far a node's log is known to be on its disk.
+///
+/// It grows for as long as the data directory lives, over restarts too. So a node that comes back with a lower one than
+/// others remember of that directory has lost what it had acknowledged: its disk lied about that, or an older copy took
+/// its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DurablePosition {
+    /// Number of a file of its log.
+    pub segment: u64,
+    /// Every byte of that file before this one is durable, as is all of the files before.
+    pub offset: u64,
+}
+
+impl fmt::Display for DurablePosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "byte {} of file {}", self.offset, self.segment)
+    }
 }
 
 /// What gossip thinks of a member.

@@ -4,7 +4,8 @@
 //! and carries out the [`Action`]s that come back. Same inputs, same actions.
 //!
 //! What this adds to foca:
-//! * every packet is sealed ([`crate::seal`]) and says which placement version its sender holds;
+//! * every packet is sealed ([`crate::seal`]) and says which placement version its sender holds, and how far its log is
+//!   durable;
 //! * hello packets to seed addresses whose names are not known yet: every second while alone, and for
 //!   as long as a seed is not among the members (this is also what heals partitions);
 //! * dead members stay listed, and a suspect is told, so that it can object (foca spreads a suspicion a few
@@ -29,7 +30,7 @@ use crate::action::{Action, ConflictWinner, Dropped, MembershipConfig, Membershi
 use crate::envelope::{Body, ENVELOPE_BYTES, Envelope};
 use crate::member::Identity;
 use crate::seal::{DropReason, KeyRing, Opener, PACKET_BYTES_MAX, SEAL_BYTES, Sealer};
-use crate::{ClusterId, Liveness, Member, MemberState, NodeId};
+use crate::{ClusterId, DurablePosition, Liveness, Member, MemberState, NodeId};
 
 /// Pause between hellos while no other member is known.
 const HELLO_ALONE: Duration = Duration::from_secs(1);
@@ -59,6 +60,8 @@ struct Known {
     incarnation: foca::Incarnation,
     /// Whether it was told lately that it is suspected.
     told: bool,
+    /// What it last said itself.
+    durable: Option<DurablePosition>,
     state: MemberState,
 }
 
@@ -73,6 +76,7 @@ pub struct Membership {
     /// The first cluster that spoke to this node while it had none. Others are foreign from then on.
     courted_by: Option<ClusterId>,
     placement_version: u64,
+    durable: DurablePosition,
     seeds: Vec<SocketAddr>,
     members: BTreeMap<NodeId, Known>,
     /// Due time, timer (foca orders those that are due together), sequence number.
@@ -116,8 +120,12 @@ impl Membership {
             cluster,
             courted_by: None,
             placement_version,
+            durable: DurablePosition::default(),
             seeds,
-            members: BTreeMap::from([(me.id, Known { identity, incarnation: 0, told: false, state })]),
+            members: BTreeMap::from([(
+                me.id,
+                Known { identity, incarnation: 0, told: false, durable: None, state },
+            )]),
             timers: BinaryHeap::new(),
             timers_made: 0,
             connected: false,
@@ -202,6 +210,11 @@ impl Membership {
         }
     }
 
+    /// So far this node's log is on its disk; others learn it from every packet.
+    pub fn set_durable_position(&mut self, position: DurablePosition) {
+        self.durable = position;
+    }
+
     /// Replaces the seed addresses, say after their names were resolved again.
     pub fn set_seeds(&mut self, seeds: Vec<SocketAddr>) {
         self.seeds = seeds;
@@ -255,7 +268,9 @@ impl Membership {
         self.check_cluster(now, from, opened.cluster, out)?;
         let envelope = Envelope::decode(&opened.payload).ok_or(DropReason::Malformed)?;
         match envelope.body {
-            Body::Swim(data) => self.receive_swim(now, data, envelope.placement_version, out),
+            Body::Swim(data) => {
+                self.receive_swim(now, data, (envelope.placement_version, envelope.durable), out)
+            }
             Body::Hello(identity) => self.receive_hello(now, identity, out),
             Body::Outdated(known) => self.receive_outdated(now, &known, out),
             Body::Suspected(suspect, incarnation) => self.receive_suspicion(suspect, incarnation),
@@ -288,7 +303,7 @@ impl Membership {
         &mut self,
         now: Duration,
         data: &[u8],
-        version: u64,
+        (version, durable): (u64, DurablePosition),
         out: &mut Vec<Action>,
     ) -> Result<(), DropReason> {
         let header = postcard::take_from_bytes::<foca::Header<Identity>>(data);
@@ -315,11 +330,17 @@ impl Membership {
         self.refresh(now);
         if let Some(known) = self.members.get_mut(&sender.member.id)
             && known.identity == sender
-            && known.state.placement_version != Some(version)
         {
-            known.state.placement_version = Some(version);
             let member = sender.member;
-            out.push(Action::Event(MembershipEvent::PlacementVersion { member, version }));
+            if known.durable < Some(durable) {
+                known.durable = Some(durable);
+                let (member, position) = (member.clone(), durable);
+                out.push(Action::Event(MembershipEvent::DurablePosition { member, position }));
+            }
+            if known.state.placement_version != Some(version) {
+                known.state.placement_version = Some(version);
+                out.push(Action::Event(MembershipEvent::PlacementVersion { member, version }));
+            }
         }
         Ok(())
     }
@@ -490,7 +511,8 @@ impl Membership {
     }
 
     fn send(&mut self, to: SocketAddr, body: &Body<'_>, out: &mut Vec<Action>) {
-        let payload = Envelope::encode(self.placement_version, body);
+        let (placement_version, durable) = (self.placement_version, self.durable);
+        let payload = Envelope::encode(placement_version, durable, body);
         out.push(Action::Send { to, packet: self.sealer.seal(self.cluster, &payload) });
     }
 
@@ -580,8 +602,9 @@ impl Membership {
                     let member = identity.member.clone();
                     let state = MemberState { member, liveness, since: now, placement_version: None };
                     let incarnation = entry.incarnation();
-                    let known = Known { identity: identity.clone(), incarnation, told: false, state };
-                    self.members.insert(identity.member.id.clone(), known);
+                    let identity = identity.clone();
+                    let known = Known { identity, incarnation, told: false, durable: None, state };
+                    self.members.insert(entry.id().member.id.clone(), known);
                 }
             }
         }

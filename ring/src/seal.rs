@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! offset  bytes
-//!      0      1  version (1)
+//!      0      1  version (2)
 //!      1      4  key id: first bytes of SHA-256("saturn gossip key id v1\0", key)
 //!      5     16  cluster id, zero while the sender's cluster has not formed
 //!     21     16  boot nonce: random, drawn by the sender when it started
@@ -36,7 +36,7 @@ pub const REPLAY_WINDOW: u64 = 128;
 /// Length of the random number that names one run of one process.
 pub const BOOT_NONCE_BYTES: usize = 16;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const KEY_ID_BYTES: usize = 4;
 const CLUSTER_AT: usize = 1 + KEY_ID_BYTES;
 const NONCE_AT: usize = CLUSTER_AT + 16;

@@ -43,7 +43,7 @@ use crate::read::{self, SeriesStream};
 use crate::rocks::{Meta, Rocks};
 use crate::scrub;
 use crate::shard::{Appended, Shard};
-use crate::snapshot::{self, ShardSnapshot};
+use crate::snapshot::{self, LogPosition, ShardSnapshot};
 use crate::start::Opening;
 use crate::tombstones::{self, AgreedDeletions};
 use crate::wal::{self, Ack, Wal};
@@ -398,6 +398,18 @@ impl Engine {
     /// Those of a flush, `Unavailable` on IO errors: call it again. The shard is whole or gone then, nothing between.
     pub fn drop_shard(&self, shard: ShardId) -> Result<(), StorageError> {
         drop_shard::drop_shard(&self.inner.store, shard)
+    }
+
+    /// The end of what is durable of the log: all that was acknowledged (but see [`Durability::Interval`]) is before it.
+    /// It grows for as long as the directory lives, with every append and every time that the engine is opened.
+    pub fn durable_position(&self) -> LogPosition {
+        self.inner.store.wal().durable_position()
+    }
+
+    /// What [`Engine::durable_position`] was when the engine was opened: the end of what was found on the disk. If an
+    /// earlier run had a larger one, the disk has lost what was acknowledged.
+    pub fn recovered_position(&self) -> LogPosition {
+        self.inner.store.wal().recovered_position()
     }
 
     /// The engine's figures now.

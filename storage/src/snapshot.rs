@@ -41,7 +41,8 @@ pub struct ShardSnapshot<'a> {
     in_memory: BTreeMap<Window, Vec<(SeriesKey, u32)>>,
 }
 
-/// A place in the write-ahead log.
+/// A place in the write-ahead log. Later places are larger, also after the engine was closed and opened, killed, or has
+/// gone on in a new file: segments are numbered on, and no number is given twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LogPosition {
     /// Number of a segment of the log.

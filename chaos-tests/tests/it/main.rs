@@ -19,6 +19,7 @@
 //! * `offline`: a data directory from outside, by `saturnctl storage`.
 //! * `shuffle`: tenants on few shards, whose number changes while their samples are kept.
 //! * `start`: a node that replays its log says so.
+//! * `lost_disk`: a data directory that went back in time is noticed by what others remember, and repaired.
 //! * `moves`: nodes join, drain, die and are replaced under load; shards move, and nothing acked is lost or missed.
 //! * `move_steps`: participants of a move die at its named steps, each once or several at a time, come back, and the
 //!   move goes on by itself.
@@ -36,6 +37,7 @@ mod guests;
 mod harness;
 mod histograms;
 mod hostile;
+mod lost_disk;
 mod move_steps;
 mod moves;
 mod offline;

@@ -47,6 +47,8 @@ pub(crate) struct StreamRequest {
     epoch: Epoch,
     cursor: Option<ExportCursor>,
     chunk_bytes: usize,
+    /// Whether it must be all that was ever acknowledged here.
+    whole: bool,
 }
 
 /// Checks a received request for a shard.
@@ -60,7 +62,8 @@ pub(crate) fn stream_request_from(message: &peer::StreamShardRequest) -> Result<
         }
     };
     let chunk_bytes = usize::try_from(message.chunk_bytes).unwrap_or(usize::MAX);
-    Ok(StreamRequest { shard, epoch, cursor, chunk_bytes: chunk_bytes.clamp(1, EXPORT_CHUNK_BYTES_MAX) })
+    let chunk_bytes = chunk_bytes.clamp(1, EXPORT_CHUNK_BYTES_MAX);
+    Ok(StreamRequest { shard, epoch, cursor, chunk_bytes, whole: message.whole })
 }
 
 /// Checks a received request for digests: of which shard, and of which windows.
@@ -147,8 +150,11 @@ fn give_out(
     send: impl Fn(peer::shard_frame::Part) -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
     use peer::shard_frame::Part;
-    let StreamRequest { shard, epoch, cursor, chunk_bytes } = *request;
+    let StreamRequest { shard, epoch, cursor, chunk_bytes, whole } = *request;
     replica.check_source(shard, epoch)?;
+    if whole {
+        replica.check_whole(shard)?;
+    }
     // Else a write that was let in under an older record could be acknowledged and yet not be in the snapshot.
     replica.settle();
     let snapshot = replica.engine.snapshot(shard);

@@ -21,6 +21,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use uuid::Uuid;
 
 use super::*;
+use crate::durability::Positions;
 use crate::gossip::View;
 use crate::grpc::PeerService;
 use crate::peers::Connections;
@@ -45,16 +46,22 @@ fn placement() -> Placement {
 fn replica(name: &str, dir: &Path) -> Replica {
     let engine = Engine::open(EngineOptions::new(dir.join(name)), &mut Registry::default()).expect("opened");
     let placement = Arc::new(PlacementHandle::new(placement(), |_| Ok(None)));
-    Replica::new(node_id(name), engine, placement, Admission::default())
+    Replica::new(node_id(name), engine, placement, Admission::default(), Arc::default())
+}
+
+fn positions(replica: &Replica) -> Arc<Positions> {
+    Arc::new(Positions::new(replica.engine.clone(), Generation(Uuid::nil())))
 }
 
 /// Serves the replica on loopback.
 async fn serve(replica: Replica) -> SocketAddr {
+    let positions = positions(&replica);
     let service = PeerService {
         placement: Arc::new(OnceLock::from(Arc::clone(&replica.placement))),
         replica: Arc::new(OnceLock::from(replica)),
         streams: source::Streams::default(),
         groups: Arc::default(),
+        positions,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("bound");
@@ -121,6 +128,7 @@ fn transfers(replica: &Replica, source: SocketAddr, bytes_per_second: Option<u64
         cluster: replica.placement.load().cluster,
         view: watch::channel(view).1,
         connections: Arc::new(Connections::new(Token::derive(&[b"a secret of sixteen bytes"]))),
+        positions: positions(replica),
     };
     let rate = bytes_per_second.and_then(NonZeroU64::new);
     Transfers::new(Arc::new(peers), rate, &mut Registry::default())
@@ -275,6 +283,39 @@ async fn a_shard_comes_over_whole_though_connections_break() {
         .await
         .expect("digests");
     assert_eq!((remote.len(), remote.get(&one[0])), (1, local.get(&one[0])));
+}
+
+/// A node whose disk has lost something answers no reads and is no source of a move, but helps others to repair.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lacks_something_gives_no_whole_shard_and_repairs_from_others() {
+    use std::ops::ControlFlow;
+
+    use crate::repair::Comparison;
+
+    let Two { a, b, address, .. } = &two(6).await;
+    let transfers = transfers(b, *address, None);
+    let request = saturn_replication::SelectRequest {
+        selection: everything("alpha"),
+        shards: vec![(SHARD, Epoch::FIRST)],
+        series_max: 1000,
+    };
+    let read_a = || a.read_shard((SHARD, Epoch::FIRST), &request, |_| ControlFlow::Continue(()));
+    a.lacking.add([SHARD].into_iter());
+    let refused = read_a().expect_err("it may lack something");
+    assert!(matches!(&refused, ShardRefusal::Failed(text) if text.contains("being repaired")), "{refused}");
+    let refused = pull(&transfers).await.expect_err("it may lack something");
+    assert!(matches!(&refused, TransferError::Source(text) if text.contains("being repaired")), "{refused}");
+    assert_eq!(read(&b.engine), Vec::<String>::new());
+
+    // However old: the windows are of 1970.
+    let compared = Comparison::new(&transfers, (SHARD, Epoch::FIRST), Windows::all()).await;
+    let mut comparison = compared.expect("digests");
+    assert!(comparison.with(&node_id("a")).await.expect("taken"));
+    assert_eq!(read(&b.engine), read(&a.engine));
+    assert!(!comparison.with(&node_id("a")).await.expect("the same now"));
+    a.lacking.remove(SHARD);
+    read_a().expect("it has all again");
+    assert_eq!(pull(&transfers).await.expect("pulled").new_series, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

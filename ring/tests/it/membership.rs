@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use saturn_ring::{ClusterId, ConflictWinner, DropReason, KeyRing, Liveness, MembershipEvent};
+use saturn_ring::{
+    ClusterId, ConflictWinner, DropReason, DurablePosition, KeyRing, Liveness, MembershipEvent,
+};
 use uuid::Uuid;
 
 use crate::cluster::{Cluster, Packet, SECRET, addr, id, member};
@@ -23,7 +25,8 @@ fn all_learn_each_other_within_seconds() {
         for node in 0..nodes {
             cluster.start(node);
         }
-        let took = cluster.run_until(15, Cluster::agrees);
+        // Thirty that start at the same moment may need a third round of announcements, of ten seconds each.
+        let took = cluster.run_until(30, Cluster::agrees);
         println!("{nodes} nodes: {took:?}");
     }
 }
@@ -158,6 +161,27 @@ fn placement_versions_get_around() {
         cluster.nodes.values().all(|node| knows(node.member(&id(2)).and_then(|s| s.placement_version)))
     });
     assert_eq!(cluster.node(2).member(&id(1)).expect("listed").placement_version, Some(0));
+}
+
+#[test]
+fn durable_positions_get_around_and_grow_only() {
+    let mut cluster = cluster_of(3, 35);
+    let at = |offset| DurablePosition { segment: 4, offset };
+    let heard = |cluster: &Cluster, offset| {
+        let is_it = |event: &MembershipEvent| {
+            matches!(event, MembershipEvent::DurablePosition { member, position }
+                if member.id == id(2) && *position == at(offset))
+        };
+        let by =
+            |node| cluster.events.iter().filter(|(who, event)| *who == addr(node) && is_it(event)).count();
+        (by(0), by(1))
+    };
+    cluster.node(2).set_durable_position(at(9));
+    cluster.run_until(30, |cluster| heard(cluster, 9) == (1, 1));
+    // Whoever went back has lost something, which is not what others are to remember.
+    cluster.node(2).set_durable_position(at(5));
+    cluster.run_secs(30);
+    assert_eq!((heard(&cluster, 5), heard(&cluster, 9)), ((0, 0), (1, 1)));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use saturn_model::{
 
 use super::*;
 use crate::copy::copy_dir;
+use crate::snapshot::LogPosition;
 use crate::wal::Plan;
 
 fn tenant() -> TenantId {
@@ -126,4 +127,44 @@ fn progress_in_words() {
     progress.enter(Phase::Log, 999_999_999);
     assert_eq!(progress.to_string(), "replaying the write-ahead log: 0.0 of 999.9 MB");
     assert_eq!(progress.bytes(), (0, 999_999_999));
+}
+
+#[test]
+fn the_durable_position_grows_over_the_directorys_life() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (live, killed, old) = (dir.path().join("live"), dir.path().join("killed"), dir.path().join("old"));
+    let mut last = LogPosition::default();
+    let mut grows = |position: LogPosition| {
+        assert!(position > last, "{position:?} after {last:?}");
+        last = position;
+        position
+    };
+    let engine = open(options(&live)).expect("opened");
+    assert_eq!(engine.recovered_position(), LogPosition::default());
+    grows(engine.durable_position());
+    for time in 0..30 {
+        append(&engine, time * 1_000_000);
+        grows(engine.durable_position());
+    }
+    engine.flush().expect("flushed");
+    append(&engine, 30_000_000);
+    let position = grows(engine.durable_position());
+    // A file that cannot be synced: the log goes on in a new one.
+    engine.store().wal().fail_next_syncs(1);
+    append(&engine, 31_000_000);
+    assert!(grows(engine.durable_position()).segment > position.segment);
+    let before_kill = engine.durable_position();
+    copy_dir(&live, &killed);
+    drop(engine);
+    copy_dir(&live, &old);
+
+    let after_kill = open(options(&killed)).expect("opened");
+    assert!(after_kill.recovered_position() >= before_kill);
+    assert!(after_kill.durable_position() > after_kill.recovered_position());
+    let engine = open(options(&live)).expect("opened");
+    assert!(engine.recovered_position() >= before_kill);
+    grows(engine.durable_position());
+    // Nothing was appended since, and it shows all the same that the copy is of before.
+    let copy = open(options(&old)).expect("opened");
+    assert!(copy.recovered_position() < engine.durable_position());
 }

@@ -1,7 +1,7 @@
 //! Reading the log at start: apply every record, cut a torn tail off, refuse damage.
 //!
 //! What is damage and what is a torn tail is defined in `wal/mod.rs`. Cutting is idempotent: a second
-//! power cut during it changes nothing.
+//! power cut during it changes nothing. What was read is durable when the replay ends.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -11,6 +11,7 @@ use std::path::Path;
 use super::record::{AppendRecord, FRAME_BYTES, MARK_BYTES, Record, decode, encode_mark};
 use super::{FIRST_SEGMENT, HEADER_BYTES, Header, list_segments, segment_path, sync_dir};
 use crate::error::StorageError;
+use crate::snapshot::LogPosition;
 
 /// What the log held.
 #[derive(Debug, Default)]
@@ -23,6 +24,22 @@ pub(crate) struct Replayed {
     pub(crate) records: u64,
     /// Bytes of torn tail that were cut off.
     pub(crate) torn_bytes: u64,
+}
+
+impl Replayed {
+    /// The end of the log; the very beginning if there is none.
+    pub(crate) fn end(&self) -> LogPosition {
+        end_of(&self.sizes)
+    }
+}
+
+/// The end of the last of these segments, of which the sizes are given.
+pub(super) fn end_of(sizes: &BTreeMap<u64, u64>) -> LogPosition {
+    let last = sizes.last_key_value();
+    last.map_or(LogPosition::default(), |(segment, offset)| LogPosition {
+        segment: *segment,
+        offset: *offset,
+    })
 }
 
 /// Takes what the log holds.
@@ -226,6 +243,11 @@ fn replay_segment(
         }
     }
     sink.settle().map_err(|reason| corrupt(&path, at, reason))?;
+    if files == Files::Settle && !matches!(place, Place::Inner { end: Some(_) }) {
+        // A process that was killed may have written what it did not sync, and that was just read: from here on the log
+        // counts on it.
+        File::open(&path).and_then(|file| file.sync_all()).map_err(|e| StorageError::io("sync", &path, e))?;
+    }
     replayed.sizes.insert(number, at as u64);
     replayed.next_number = number + 1;
     Ok(())

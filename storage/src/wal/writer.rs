@@ -25,6 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::position::PositionFile;
 use super::record::{MARK_BYTES, encode_mark, put_group};
+use super::replay::end_of;
 use super::{HEADER_BYTES, Header, Replayed, create_segment, segment_path, sync_dir};
 use crate::error::StorageError;
 use crate::metrics::Metrics;
@@ -63,6 +64,7 @@ pub(crate) enum Ack {
 #[derive(Debug)]
 pub(crate) struct Wal {
     shared: Arc<Shared>,
+    recovered: LogPosition,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -127,7 +129,7 @@ impl Wal {
             .name("saturn-wal".into())
             .spawn(move || writer.run_guarded())
             .map_err(starting)?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, recovered: replayed.end(), thread: Mutex::new(Some(thread)) })
     }
 
     /// Waits until `bytes` more may wait in the queue. To be taken before any lock.
@@ -180,12 +182,12 @@ impl Wal {
 
     /// The end of what is durable.
     pub(crate) fn durable_position(&self) -> LogPosition {
-        let sizes = self.shared.sizes.lock();
-        let last = sizes.last_key_value();
-        last.map_or(LogPosition::default(), |(segment, offset)| LogPosition {
-            segment: *segment,
-            offset: *offset,
-        })
+        end_of(&self.shared.sizes.lock())
+    }
+
+    /// The end of what was found when the log was started.
+    pub(crate) fn recovered_position(&self) -> LogPosition {
+        self.recovered
     }
 
     /// Why nothing is accepted, if so.
