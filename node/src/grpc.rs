@@ -187,6 +187,15 @@ impl Peer for PeerService {
         Ok(Response::new(self.streams.digest(replica, shard, windows).await?))
     }
 
+    async fn list_windows(
+        &self,
+        request: Request<peer::ListWindowsRequest>,
+    ) -> Result<Response<peer::ListWindowsReply>, Status> {
+        let message = request.into_inner();
+        let replica = self.replica(&message.cluster)?;
+        Ok(Response::new(source::list_windows(&replica, &message).map_err(invalid)?))
+    }
+
     async fn pull_placement(
         &self,
         request: Request<peer::PullPlacementRequest>,

@@ -2,8 +2,8 @@
 //!
 //! A node that was down, or could not be reached, lacks writes that a quorum acknowledged without it. Every node compares
 //! the shards that it holds with the shards' other nodes: digests of the latest windows, of the samples that are not
-//! just being written. Where they differ it takes the other's samples from the first such window on. Every node does so,
-//! and taking is a union, so all have the same in the end.
+//! just being written. Where they differ it takes the other's samples. Every node does so, and taking is a union, so all
+//! have the same in the end.
 //!
 //! A node that has just started does so within a minute or two, as it was away; then it is done from time to time, since
 //! digests read all that they are of.
@@ -11,15 +11,18 @@
 //! A node whose disk has lost what it had acknowledged (`durability.rs`) first takes all that the others have, of all times.
 //!
 //! Windows that are over and the same on all nodes are written down in the shard's metadata by the leader of its group:
-//! the manifest. They are not compared again. Windows older than [`WINDOWS`] are not compared either.
+//! the manifest. They are not compared again. Of the other windows of before [`WINDOWS`], a few are compared in each round,
+//! in turn, so that all are in the end.
 
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use parking_lot::Mutex;
 use saturn_model::{ShardId, TimestampMs, WINDOW_MS};
 use saturn_ring::{Epoch, NodeId, ShardRecord};
-use saturn_storage::ExportCursor;
 use tokio::sync::watch;
 
 use crate::authority::Authority;
@@ -40,8 +43,10 @@ const RECOVER_AGAIN_MAX: Duration = Duration::from_secs(30);
 const SETTLED_MS: i64 = 30_000;
 /// How long after its end a window is written down: late samples should be there by then.
 const GRACE_MS: i64 = 3_600_000;
-/// How many windows are compared, the present one included.
+/// How many windows are compared each time, the present one included.
 const WINDOWS: i64 = 13;
+/// How many older ones.
+const OLDER_WINDOWS: usize = 12;
 
 /// What a comparison brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,11 +64,13 @@ pub(crate) struct Repaired {
 pub(crate) struct Repairer {
     authority: Authority,
     transfers: Arc<Transfers>,
+    /// The last of the older windows that was compared of each shard.
+    turns: Arc<Mutex<HashMap<ShardId, TimestampMs>>>,
 }
 
 impl Repairer {
     pub(crate) fn new(authority: Authority, transfers: Arc<Transfers>) -> Self {
-        Self { authority, transfers }
+        Self { authority, transfers, turns: Arc::default() }
     }
 
     /// Takes what the disk has lost, if it has; then compares again and again, for ever.
@@ -161,7 +168,16 @@ impl Repairer {
     ) -> anyhow::Result<()> {
         let meta = self.authority.groups.shard_meta(shard).unwrap_or_default();
         let mut windows = latest_windows(until);
+        let mut older = self.older_windows(shard, record, windows.starts[0]).await;
+        older.retain(|start| !meta.is_sealed(start.0));
+        let turn = self.turns.lock().get(&shard).copied();
+        let older = in_turn(&older, turn);
+        if let Some(last) = older.last() {
+            self.turns.lock().insert(shard, *last);
+        }
         windows.starts.retain(|start| !meta.is_sealed(start.0));
+        windows.starts.extend(older);
+        windows.starts.sort_unstable();
         let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), windows).await?;
         let (mut same, mut outcome) = (true, Ok(()));
         for node in record.slots.iter().filter(|node| **node != self.authority.me) {
@@ -182,6 +198,23 @@ impl Repairer {
         Ok(())
     }
 
+    /// The windows before `latest` of which any of the shard's nodes may have samples, as far as they say so.
+    async fn older_windows(
+        &self,
+        shard: ShardId,
+        record: &ShardRecord,
+        latest: TimestampMs,
+    ) -> BTreeSet<TimestampMs> {
+        let mut older: BTreeSet<TimestampMs> = self.transfers.local_windows(shard).into_iter().collect();
+        for node in record.slots.iter().filter(|node| **node != self.authority.me) {
+            // A node that does not answer is complained of when it is compared with.
+            let theirs = self.transfers.remote_windows((shard, record.epoch), node).await;
+            older.extend(theirs.unwrap_or_default());
+        }
+        older.retain(|start| *start < latest);
+        older
+    }
+
     /// Has it written down which of these windows are over: all nodes have these digests of them.
     async fn seal(&self, shard: ShardId, epoch: Epoch, same: WindowDigests) -> anyhow::Result<()> {
         let over = clock::unix_ms() - WINDOW_MS - GRACE_MS;
@@ -190,6 +223,13 @@ impl Repairer {
         }
         Ok(())
     }
+}
+
+/// Those of the windows whose turn it is, after the last one that had its turn.
+fn in_turn(windows: &BTreeSet<TimestampMs>, last: Option<TimestampMs>) -> Vec<TimestampMs> {
+    let last = last.unwrap_or(TimestampMs(i64::MIN));
+    let (before, behind) = (windows.range(..=last), windows.range((Bound::Excluded(last), Bound::Unbounded)));
+    behind.chain(before).take(OLDER_WINDOWS).copied().collect()
 }
 
 /// The windows that may still differ.
@@ -218,16 +258,18 @@ impl<'a> Comparison<'a> {
         Ok(Self { transfers, shard, windows, mine })
     }
 
-    /// Compares with another node, and takes that one's samples from the first window on in which they differ. Says
-    /// whether they did.
+    /// Compares with another node, and takes that one's samples of the windows in which they differ. Says whether there are
+    /// any.
     pub(crate) async fn with(&mut self, node: &NodeId) -> anyhow::Result<bool> {
         let theirs = self.transfers.remote_digests(self.shard, node, &self.windows).await;
         let theirs = theirs.with_context(|| format!("cannot compare with {node}"))?;
-        let Some(first) = differing_windows(&self.mine, &theirs).first().copied() else { return Ok(false) };
+        let differing = differing_windows(&self.mine, &theirs);
+        if differing.is_empty() {
+            return Ok(false);
+        }
         let (progress, _) = watch::channel(Progress::default());
         let (_keep, cancel) = watch::channel(false);
-        let from = ExportCursor::at(first);
-        let pulled = self.transfers.pull_from(self.shard, node, from, &progress, cancel).await;
+        let pulled = self.transfers.pull_windows(self.shard, node, differing, &progress, cancel).await;
         pulled.with_context(|| format!("cannot take from {node} what differs"))?;
         self.mine = self.transfers.local_digests(self.shard.0, &self.windows).await?;
         Ok(true)
@@ -244,6 +286,23 @@ mod tests {
         assert_eq!(windows.starts.len(), 13);
         assert_eq!(windows.starts.last(), Some(&TimestampMs(100 * WINDOW_MS)));
         assert_eq!(windows.starts.first(), Some(&TimestampMs(88 * WINDOW_MS)));
-        assert!(windows.starts.iter().all(|start| ExportCursor::at(*start).is_some()));
+        assert!(windows.starts.iter().all(|start| start.0 % WINDOW_MS == 0));
+    }
+
+    #[test]
+    fn older_windows_have_their_turns() {
+        let windows: BTreeSet<TimestampMs> = (0..30).map(TimestampMs).collect();
+        let mut seen = Vec::new();
+        let mut last = None;
+        for _ in 0..5 {
+            let turn = in_turn(&windows, last);
+            assert_eq!(turn.len(), OLDER_WINDOWS);
+            last = turn.last().copied();
+            seen.extend(turn.iter().map(|start| start.0));
+        }
+        assert!(seen.iter().copied().eq((0..60).map(|number| number % 30)), "{seen:?}");
+        let few = BTreeSet::from([TimestampMs(3), TimestampMs(5)]);
+        assert_eq!(in_turn(&few, Some(TimestampMs(3))), [TimestampMs(5), TimestampMs(3)]);
+        assert_eq!(in_turn(&BTreeSet::new(), None), []);
     }
 }

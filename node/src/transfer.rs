@@ -219,20 +219,20 @@ impl Transfers {
         self.pull((shard, epoch), source, Extent::Whole, progress, cancel).await
     }
 
-    /// As [`Transfers::pull_shard`], from a place on: what is before it is not taken. A source gives what it has, even if
-    /// it may lack what it had acknowledged.
+    /// As [`Transfers::pull_shard`], but of these windows only. A source gives what it has, even if it may lack what it
+    /// had acknowledged.
     ///
     /// # Errors
     /// Those of [`Transfers::pull_shard`].
-    pub(crate) async fn pull_from(
+    pub(crate) async fn pull_windows(
         &self,
         (shard, epoch): (ShardId, Epoch),
         source: &NodeId,
-        from: Option<ExportCursor>,
+        windows: Vec<TimestampMs>,
         progress: &watch::Sender<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<Pulled, TransferError> {
-        self.pull((shard, epoch), source, Extent::From(from), progress, cancel).await
+        self.pull((shard, epoch), source, Extent::Windows(windows), progress, cancel).await
     }
 
     async fn pull(
@@ -252,7 +252,7 @@ impl Transfers {
         let mut pull = Pull::new(self, (shard, epoch), source, progress, work);
         match extent {
             Extent::Whole => pull.whole = true,
-            Extent::From(cursor) => pull.cursor = cursor,
+            Extent::Windows(windows) => pull.windows = windows,
         }
         let received = tokio::select! {
             received = pull.receive_all() => received,
@@ -304,6 +304,34 @@ impl Transfers {
         digests.ok_or_else(|| broken("a digest of the answer has another length than 32 bytes".to_owned()))
     }
 
+    /// The windows of which another node, which must hold exactly this epoch, may have samples on disk.
+    ///
+    /// # Errors
+    /// As [`Transfers::pull_shard`]; one attempt is made.
+    pub(crate) async fn remote_windows(
+        &self,
+        (shard, epoch): (ShardId, Epoch),
+        source: &NodeId,
+    ) -> Result<Vec<TimestampMs>, TransferError> {
+        let broken = |last: String| TransferError::Broken { attempts: 1, last };
+        let mut client = self.peers.transfer_client(source).map_err(|e| broken(e.to_string()))?;
+        let request = peer::ListWindowsRequest {
+            cluster: self.peers.cluster_bytes(),
+            shard: Some(shard_message(shard, epoch)),
+        };
+        let reply = client.list_windows(request).await;
+        let reply = reply.map_err(|status| broken(wire::peer_error(&status).to_string()))?.into_inner();
+        match reply.refusal {
+            Some(refusal) => Err(wire::refusal_from(refusal).map_err(|e| broken(e.to_string()))?.into()),
+            None => Ok(reply.start_ms.into_iter().map(TimestampMs).collect()),
+        }
+    }
+
+    /// The windows of which this node may have samples on disk.
+    pub(crate) fn local_windows(&self, shard: ShardId) -> Vec<TimestampMs> {
+        self.peers.replica.engine.windows_on_disk(shard)
+    }
+
     /// The digests of a shard on this node; of all windows, or of some. Off the async threads.
     ///
     /// # Errors
@@ -329,12 +357,12 @@ pub(crate) fn differing_windows(a: &WindowDigests, b: &WindowDigests) -> Vec<Tim
 }
 
 /// How much is pulled.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Extent {
     /// All that the source ever acknowledged, or nothing.
     Whole,
-    /// What it has from a place on.
-    From(Option<ExportCursor>),
+    /// What it has of windows, by their first milliseconds.
+    Windows(Vec<TimestampMs>),
 }
 
 /// One pull.
@@ -349,6 +377,8 @@ struct Pull<'a> {
     cursor: Option<ExportCursor>,
     /// Whether the source must have all that it ever acknowledged.
     whole: bool,
+    /// The windows that are wanted; none: all.
+    windows: Vec<TimestampMs>,
 }
 
 impl<'a> Pull<'a> {
@@ -359,7 +389,8 @@ impl<'a> Pull<'a> {
         progress: &'a watch::Sender<Progress>,
         work: mpsc::Sender<Work>,
     ) -> Self {
-        Self { transfers, shard, epoch, source, progress, work, cursor: None, whole: false }
+        let windows = Vec::new();
+        Self { transfers, shard, epoch, source, progress, work, cursor: None, whole: false, windows }
     }
 
     /// Reads stream after stream until all has come.
@@ -396,6 +427,7 @@ impl<'a> Pull<'a> {
                 .map_or_else(bytes::Bytes::new, |cursor| bytes::Bytes::copy_from_slice(&cursor.to_bytes())),
             chunk_bytes: u32::try_from(EXPORT_CHUNK_BYTES_MAX).unwrap_or(u32::MAX),
             whole: self.whole,
+            start_ms: self.windows.iter().map(|window| window.0).collect(),
         };
         let silent = |_| Ended::Broken(format!("nothing came for {FRAME_LIMIT:?}"));
         let stream = tokio::time::timeout(FRAME_LIMIT, client.stream_shard(request)).await;

@@ -384,6 +384,14 @@ impl Engine {
         known.notes.lock().export(shard, chunk_bytes)
     }
 
+    /// First milliseconds of the windows of which the shard may have samples on disk, ascending. Looks at no sample.
+    pub fn windows_on_disk(&self, shard: ShardId) -> Vec<TimestampMs> {
+        let Some(shard) = self.inner.store.known_shard(shard) else { return Vec::new() };
+        let (segments, _) = shard.segments_and_tombstones();
+        let windows = snapshot::windows_on_disk(&segments).into_iter();
+        windows.map(|window| TimestampMs(window.start())).collect()
+    }
+
     /// Whether this node has anything of the shard that [`Engine::drop_shard`] would remove: series, or samples. Looks
     /// at no sample.
     pub fn holds_shard(&self, shard: ShardId) -> bool {

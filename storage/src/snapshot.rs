@@ -143,6 +143,19 @@ pub(crate) fn snapshot(store: &Store, shard: ShardId) -> ShardSnapshot<'_> {
     ShardSnapshot { store, shard, segments, tombstones, head, rows, log, in_memory }
 }
 
+/// The windows of which these segments may have samples.
+pub(crate) fn windows_on_disk(segments: &[Arc<Segment>]) -> BTreeSet<Window> {
+    let mut windows = BTreeSet::new();
+    for segment in segments {
+        let mut start = segment.first_ms.div_euclid(WINDOW_MS).saturating_mul(WINDOW_MS);
+        while start <= segment.last_ms {
+            windows.extend(Window::of(start));
+            start += WINDOW_MS;
+        }
+    }
+    windows
+}
+
 fn windows_of(head: &HeadCopy) -> BTreeMap<Window, Vec<(SeriesKey, u32)>> {
     let mut windows: BTreeMap<Window, Vec<(SeriesKey, u32)>> = BTreeMap::new();
     let mut add = |ordinal: u32, timestamps: &[i64]| {
@@ -171,14 +184,8 @@ impl<'a> ShardSnapshot<'a> {
 
     /// First milliseconds of the windows that may have samples, ascending.
     pub fn windows(&self) -> Vec<TimestampMs> {
-        let mut windows: BTreeSet<Window> = self.in_memory.keys().copied().collect();
-        for segment in self.segments.iter() {
-            let mut start = segment.first_ms.div_euclid(WINDOW_MS).saturating_mul(WINDOW_MS);
-            while start <= segment.last_ms {
-                windows.extend(Window::of(start));
-                start += WINDOW_MS;
-            }
-        }
+        let mut windows = windows_on_disk(&self.segments);
+        windows.extend(self.in_memory.keys());
         windows.into_iter().map(|window| TimestampMs(window.start())).collect()
     }
 

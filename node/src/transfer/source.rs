@@ -41,7 +41,7 @@ impl Default for Streams {
 }
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct StreamRequest {
     shard: ShardId,
     epoch: Epoch,
@@ -49,6 +49,8 @@ pub(crate) struct StreamRequest {
     chunk_bytes: usize,
     /// Whether it must be all that was ever acknowledged here.
     whole: bool,
+    /// First milliseconds of the windows that are wanted; none: all.
+    starts: Vec<TimestampMs>,
 }
 
 /// Checks a received request for a shard.
@@ -63,7 +65,9 @@ pub(crate) fn stream_request_from(message: &peer::StreamShardRequest) -> Result<
     };
     let chunk_bytes = usize::try_from(message.chunk_bytes).unwrap_or(usize::MAX);
     let chunk_bytes = chunk_bytes.clamp(1, EXPORT_CHUNK_BYTES_MAX);
-    Ok(StreamRequest { shard, epoch, cursor, chunk_bytes, whole: message.whole })
+    let mut starts: Vec<TimestampMs> = message.start_ms.iter().map(|start| TimestampMs(*start)).collect();
+    starts.sort_unstable();
+    Ok(StreamRequest { shard, epoch, cursor, chunk_bytes, whole: message.whole, starts })
 }
 
 /// Checks a received request for digests: of which shard, and of which windows.
@@ -73,6 +77,24 @@ pub(crate) fn digest_request_from(
     let starts = message.start_ms.iter().map(|start| TimestampMs(*start)).collect();
     let windows = Windows { starts, until: TimestampMs(message.until_ms) };
     Ok((shard_from(message.shard.as_ref())?, windows))
+}
+
+/// The windows of which this node may have samples of a shard, for another node that compares.
+pub(crate) fn list_windows(
+    replica: &Replica,
+    message: &peer::ListWindowsRequest,
+) -> Result<peer::ListWindowsReply, WireError> {
+    let (shard, epoch) = shard_from(message.shard.as_ref())?;
+    Ok(match replica.check_source(shard, epoch) {
+        Ok(()) => {
+            let windows = replica.engine.windows_on_disk(shard);
+            peer::ListWindowsReply { start_ms: windows.iter().map(|start| start.0).collect(), refusal: None }
+        }
+        Err(refusal) => {
+            let refusal = Some(wire::refusal_message(refusal));
+            peer::ListWindowsReply { start_ms: Vec::new(), refusal }
+        }
+    })
 }
 
 fn shard_from(message: Option<&peer::ShardEpoch>) -> Result<(ShardId, Epoch), WireError> {
@@ -150,18 +172,21 @@ fn give_out(
     send: impl Fn(peer::shard_frame::Part) -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
     use peer::shard_frame::Part;
-    let StreamRequest { shard, epoch, cursor, chunk_bytes, whole } = *request;
+    let StreamRequest { shard, epoch, cursor, chunk_bytes, .. } = *request;
     replica.check_source(shard, epoch)?;
-    if whole {
+    if request.whole {
         replica.check_whole(shard)?;
     }
     // Else a write that was let in under an older record could be acknowledged and yet not be in the snapshot.
     replica.settle();
     let snapshot = replica.engine.snapshot(shard);
-    let start_ms = snapshot.windows().into_iter().map(|window| window.0).collect();
-    send(Part::Windows(peer::ShardWindows { start_ms }))?;
+    let mut windows = snapshot.windows();
+    windows.retain(|window| request.starts.is_empty() || request.starts.binary_search(window).is_ok());
+    send(Part::Windows(peer::ShardWindows { start_ms: windows.iter().map(|window| window.0).collect() }))?;
     let mut sent = peer::ShardEnd::default();
-    for chunk in snapshot.export(ExportScope::Shard, cursor, chunk_bytes)? {
+    let export = |window: TimestampMs| snapshot.export(ExportScope::Window(window), cursor, chunk_bytes);
+    let exports = windows.into_iter().map(export).collect::<Result<Vec<_>, _>>()?;
+    for chunk in exports.into_iter().flatten() {
         replica.check_source(shard, epoch)?;
         let chunk = chunk?;
         let bytes = bounded(chunk.to_bytes())?;

@@ -285,6 +285,31 @@ async fn a_shard_comes_over_whole_though_connections_break() {
     assert_eq!((remote.len(), remote.get(&one[0])), (1, local.get(&one[0])));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_come_over_one_by_one_and_those_on_disk_are_listed() {
+    let Two { a, b, address, .. } = &two(6).await;
+    let (between, connections) = breaking(*address, [60_000, usize::MAX, usize::MAX, usize::MAX]).await;
+    let transfers = transfers(b, between, None);
+    let progress = watch::Sender::new(Progress::default());
+    let (_keep, cancel) = watch::channel(false);
+    let wanted = [1, 4].map(|number| TimestampMs(number * WINDOW_MS));
+    let source = node_id("a");
+    let pulled = transfers
+        .pull_windows((SHARD, Epoch::FIRST), &source, wanted.to_vec(), &progress, cancel)
+        .await
+        .expect("pulled");
+    assert!(connections.load(Ordering::SeqCst) >= 2, "{connections:?}");
+    assert_eq!((pulled.progress.samples, pulled.progress.windows_total), (600 * 8 * 2, 2));
+    let local = transfers.local_digests(SHARD, &Windows::all()).await.expect("digests");
+    assert!(local.keys().copied().eq(wanted), "{local:?}");
+
+    a.engine.flush().expect("flushed");
+    let on_disk = transfers.remote_windows((SHARD, Epoch::FIRST), &source).await.expect("listed");
+    assert_eq!(on_disk, (0..6).map(|number| TimestampMs(number * WINDOW_MS)).collect::<Vec<_>>());
+    let behind = transfers.remote_windows((SHARD, Epoch(9)), &source).await;
+    assert!(matches!(behind, Err(TransferError::Behind)), "{behind:?}");
+}
+
 /// A node whose disk has lost something answers no reads and is no source of a move, but helps others to repair.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_lacks_something_gives_no_whole_shard_and_repairs_from_others() {
