@@ -26,7 +26,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Writes until so many samples more are acknowledged.
 async fn write(cluster: &Cluster, number: u32, samples: usize) -> Result<History> {
     let targets = (0..3).map(|index| cluster.endpoint(index, TENANT)).collect();
-    let writer = Writer::start(WriterOptions { number, lanes: 8, targets, retries: 20 });
+    let writer =
+        Writer::start(WriterOptions { number, lanes: 8, targets, retries: 20, pause: Writer::PAUSE });
     writer.wait_acked(samples, LIMIT).await?;
     writer.stop().await
 }
