@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::authority::Authority;
 use crate::clock;
-use crate::raft::GroupId;
+use crate::raft::{GroupId, Standing};
 use crate::repair::{Comparison, latest_windows};
 use crate::steps;
 use crate::transfer::{Progress, Transfers, WindowDigests, Windows, differing_windows};
@@ -26,6 +26,8 @@ use crate::transfer::{Progress, Transfers, WindowDigests, Windows, differing_win
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Time between two looks for shards that are not this node's any more.
 const CLEAN_EVERY: Duration = Duration::from_secs(15);
+/// How long a node votes in the group of a shard that is others' now, unless it knows that it votes no more.
+const VOTE_FOR: Duration = Duration::from_secs(120);
 /// Pause after a step that failed; it doubles up to the largest.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Largest pause.
@@ -53,11 +55,13 @@ pub(crate) struct Mover {
     transfers: Arc<Transfers>,
     engine: Engine,
     coming: Arc<Mutex<HashMap<ShardId, Coming>>>,
+    /// Since when this node only votes in the groups of shards that others hold.
+    leaving: Arc<Mutex<HashMap<ShardId, Instant>>>,
 }
 
 impl Mover {
     pub(crate) fn new(authority: Authority, transfers: Arc<Transfers>, engine: Engine) -> Self {
-        Self { authority, transfers, engine, coming: Arc::default() }
+        Self { authority, transfers, engine, coming: Arc::default(), leaving: Arc::default() }
     }
 
     /// What takes shards from others, and compares with them.
@@ -250,6 +254,7 @@ impl Mover {
         for (shard, record) in (0..).map(ShardId).zip(&placement.shards) {
             if record.moving.is_some() || record.is_writer(&self.authority.me) {
                 staying.remove(&shard);
+                self.leaving.lock().remove(&shard);
                 continue;
             }
             match self.clean_shard(shard, record).await {
@@ -284,8 +289,23 @@ impl Mover {
             steps::reach("clean: dropped");
             tracing::info!(%shard, "deleted what was left of a shard that others hold");
         }
-        self.authority.groups.leave(group).await;
+        if self.may_leave(shard, standing.as_ref()) {
+            self.authority.groups.leave(group).await;
+        }
         Ok(())
+    }
+
+    /// Whether a group that this node votes in, as far as it knows, can do without it: its vote may still be needed to
+    /// decide who votes from now on. Nobody tells a node that it votes no more, so after a while it takes that for granted.
+    fn may_leave(&self, shard: ShardId, standing: Option<&Standing>) -> bool {
+        let votes = standing.is_some_and(|standing| standing.voters.contains(&self.authority.voter));
+        let mut leaving = self.leaving.lock();
+        let since = leaving.entry(shard).or_insert_with(Instant::now);
+        let may = !votes || since.elapsed() >= VOTE_FOR;
+        if may {
+            leaving.remove(&shard);
+        }
+        may
     }
 
     /// Whether the shard's nodes hold the same in all windows that are over.

@@ -36,6 +36,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TURN: Duration = Duration::from_millis(1000);
 /// Time between two comparisons of the placement with some other node.
 const COMPARE_EVERY: Duration = Duration::from_secs(3);
+/// How long a leader that is none of the shard's nodes any more may take to hand over.
+const HAND_OVER: Duration = Duration::from_secs(5);
 /// Pause after what was decided could not be stored.
 const ADOPT_AGAIN: Duration = Duration::from_secs(2);
 /// Pause between two attempts to have deletions forgotten.
@@ -75,6 +77,8 @@ impl Leaderless {
 pub(crate) struct Shepherd {
     authority: Authority,
     leaderless: HashMap<GroupId, Leaderless>,
+    /// Since when groups are led by a node that has no part in the shard any more.
+    handing_over: HashMap<GroupId, Instant>,
     /// Groups whose founding or voters are being worked on.
     busy: Arc<Mutex<HashSet<GroupId>>>,
     /// Has deletions forgotten, while there are some.
@@ -85,7 +89,14 @@ pub(crate) struct Shepherd {
 
 impl Shepherd {
     pub(crate) fn new(authority: Authority, founding: Founding) -> Self {
-        Self { authority, leaderless: HashMap::new(), busy: Arc::default(), settling: None, founding }
+        Self {
+            authority,
+            leaderless: HashMap::new(),
+            handing_over: HashMap::new(),
+            busy: Arc::default(),
+            settling: None,
+            founding,
+        }
     }
 
     /// Watches over the groups for ever.
@@ -195,21 +206,21 @@ impl Shepherd {
         }
         if standing.leads {
             self.leaderless.remove(&id);
+            self.handing_over.remove(&id);
             if standing.lagging.iter().any(|voter| self.answers(*voter)) {
                 self.authority.groups.resend(id).await;
                 self.check_leadership(id);
             }
             return self.lead(id, standing);
         }
+        let now = Instant::now();
         let led = standing
             .leader
-            .as_ref()
-            .is_some_and(|leader| standing.voters.contains(leader) && self.answers(*leader));
+            .is_some_and(|leader| standing.voters.contains(&leader) && self.is_led_by(id, leader, now));
         if led || !standing.voters.contains(&self.authority.voter) {
             self.leaderless.remove(&id);
             return;
         }
-        let now = Instant::now();
         let alive: Vec<Voter> =
             standing.voters.iter().copied().filter(|voter| self.answers(*voter)).collect();
         let turn = usize::try_from(id.0).unwrap_or_default() % alive.len().max(1);
@@ -219,6 +230,25 @@ impl Shepherd {
         if leaderless.should_ask(now, place, draw()) {
             self.authority.groups.elect(id).await;
         }
+    }
+
+    /// Whether a leader does what leaders do, as far as this node can know. One that answers and is none of the shard's
+    /// nodes any more should have handed over: it may have left the group without knowing that it led.
+    fn is_led_by(&mut self, id: GroupId, leader: Voter, now: Instant) -> bool {
+        if !self.answers(leader) {
+            return false;
+        }
+        let placement = self.authority.placement.load();
+        let record = id.shard().and_then(|shard| placement.record(shard));
+        let name = self.authority.groups.name_of(Some(leader)).filter(|_| leader != self.authority.voter);
+        let hands_over = record
+            .zip(name.as_ref())
+            .is_some_and(|(record, name)| record.is_writer(&self.authority.me) && !record.is_writer(name));
+        if !hands_over {
+            self.handing_over.remove(&id);
+            return true;
+        }
+        now.duration_since(*self.handing_over.entry(id).or_insert(now)) < HAND_OVER
     }
 
     /// Asks the voters whether this node still leads them: one that has asked for votes in vain follows nobody of an
