@@ -156,6 +156,14 @@ impl ShardRecord {
         self.slots.len() + 1 - self.quorum()
     }
 
+    /// Whether so many of the shard's nodes know this epoch that no quorum can be found under an older one. While a slot
+    /// moves and its new node answers reads, those who have not heard of that would still ask the old one: both count.
+    pub fn is_in_force(&self, known: &BTreeSet<NodeId>) -> bool {
+        let enough = |count: usize| count >= self.barrier();
+        enough(self.slots.iter().filter(|node| known.contains(*node)).count())
+            && enough(self.readers().filter(|node| known.contains(*node)).count())
+    }
+
     /// Whom writes go to: the slots in order, then the new node of a moving one.
     pub fn writers(&self) -> impl Iterator<Item = &NodeId> {
         self.slots.iter().chain(self.moving.iter().map(|moving| &moving.to))
@@ -447,6 +455,9 @@ mod tests {
         assert_eq!(one.delete(first, Vec::new()), Ok(one.clone()));
         let active = one.activate(&set(&["a", "b"]), &set(&["c"])).expect("a move goes on");
         let two = active.delete(second, Vec::new()).expect("deletes");
+        let in_force = [&["a", "c"][..], &["a", "d"], &["b", "c", "d"], &["a", "b"]]
+            .map(|known| two.is_in_force(&set(known)));
+        assert_eq!(in_force, [false, false, true, true], "old and new readers must be kept from a quorum");
         assert_eq!((two.epoch, two.deletions.len()), (Epoch(9), 2));
         assert_eq!(two.settle(&set(&["a", "b", "c"])), Err(MoveError::NotSettled), "the new node has not");
         let settled = two.settle(&set(&["a", "b", "c", "d"])).expect("all have");

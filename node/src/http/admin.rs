@@ -116,9 +116,10 @@ async fn decide(
 
 /// The shards of which so many nodes are missing that they could still answer a read by themselves, with what was deleted.
 fn late_shards(records: &[(ShardId, ShardRecord)], missing: &[(NodeId, String)]) -> Vec<ShardId> {
-    let is_done = |node: &NodeId| missing.iter().all(|(missing, _)| missing != node);
-    let is_late =
-        |record: &ShardRecord| record.slots.iter().filter(|n| is_done(n)).count() < record.barrier();
+    let is_late = |record: &ShardRecord| {
+        let done = record.writers().filter(|node| missing.iter().all(|(missing, _)| missing != *node));
+        !record.is_in_force(&done.cloned().collect())
+    };
     records.iter().filter(|(_, record)| is_late(record)).map(|(shard, _)| *shard).collect()
 }
 

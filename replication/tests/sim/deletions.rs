@@ -136,7 +136,7 @@ impl World {
         record: &ShardRecord,
         known: &BTreeSet<NodeId>,
     ) {
-        if known.len() < record.barrier() {
+        if !record.is_in_force(known) {
             return self.see(Mark::DeletionUndone);
         }
         self.see(Mark::DeletionDone);

@@ -120,13 +120,13 @@ impl World {
         self.timer(node, pause, Timer::MoveOn(shard, serial));
     }
 
-    /// Makes the nodes of a shard's slots know its record; all of its nodes, if it is to forget something.
+    /// Makes the nodes of a shard's slots know its record; the new one of a moving slot as well, if it is about deletions.
     pub(crate) fn fence_nodes(&mut self, node: usize, shard: ShardId, record: ShardRecord, purpose: Purpose) {
         let job = self.nodes[node].next_serial();
         let mut fence = FenceJob { shard, record: record.clone(), open: 0, fenced: BTreeSet::new(), purpose };
         let mut others = Vec::new();
         let nodes: Vec<&NodeId> = match purpose {
-            Purpose::Settle => record.writers().collect(),
+            Purpose::Settle | Purpose::Delete(_) => record.writers().collect(),
             _ => record.slots.iter().collect(),
         };
         for slot in nodes {
