@@ -173,7 +173,8 @@ impl World {
         let (version, members) = (self.cluster.version, self.cluster.members.clone());
         self.note(0, "changes members", version, members.len() as u64);
         for node in 0..self.nodes.len() {
-            if self.random.raft.percent(70) {
+            // Raft sees to it that the decision arrives once the network is well.
+            if self.healed || self.random.raft.percent(70) {
                 let list = saturn_replication::MemberList { version, members: members.clone() };
                 self.deliver_decision(node, Timer::Members(list));
             }
