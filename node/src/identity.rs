@@ -1,10 +1,11 @@
 //! Who this data directory belongs to.
 //!
 //! `node.json` is written when the directory is first used: node id and generation (a UUID that says "this very disk"),
-//! which changes only when the disk has lost what was acknowledged. `placement.json` holds the cluster's placement as last adopted. The empty file
-//! `member` says that the cluster has confirmed the node as a member once: should it have forgotten the node since, the
-//! directory is of no use any more. `losses.json` says how often the disk was found to have lost what was acknowledged
-//! (`durability.rs`), and is written before the directory gets its new generation. All are replaced atomically: temporary file, fsync, rename, fsync of the directory.
+//! which changes only when the disk has lost what was acknowledged. `placement.json` holds the cluster's placement as
+//! last adopted. The empty file `member` says that the cluster has confirmed the node as a member once: should it have
+//! forgotten the node since, the directory is of no use any more. `losses.json` says how often the disk was found to
+//! have lost what was acknowledged (`durability.rs`), and is written before the directory gets its new generation. All
+//! are replaced atomically: temporary file, fsync, rename, fsync of the directory.
 
 use std::fs;
 use std::io::Write as _;

@@ -1,15 +1,13 @@
-//! Begins the moves that the member list asks for, a few at a time. The leader of the member list does this.
-//!
-//! A member that is merely down is no reason to move anything: only the member list is. A move to a node that does
-//! not come back is given up, or finished without it when it has begun to answer reads.
+//! Begins the moves that the member list asks for, a few at a time, and ends those whose target does not come back:
+//! [`Rebalance`]. The leader of the member list does this.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use saturn_model::ShardId;
-use saturn_ring::{Liveness, MoveStep, NodeId, Placement, PlannedMove, RecordStep, ShardRecord};
+use saturn_ring::{Liveness, NodeId, Placement, Rebalance, RecordStep, ShardRecord};
 
 use crate::authority::Authority;
 use crate::moves::fence;
@@ -17,10 +15,6 @@ use crate::raft::GroupId;
 
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Moves in the cluster at a time.
-const MOVES_MAX: usize = 16;
-/// Moves to one node at a time.
-const MOVES_TO_NODE_MAX: usize = 4;
 /// How long the target of a move may be down before the move goes on without it.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 
@@ -40,11 +34,8 @@ pub(crate) async fn run(authority: Authority, started: Instant) {
         }
         let placement = authority.placement.load();
         let Some(desired) = desired.of(&placement) else { continue };
-        let mut steps = unstick(&authority, &placement, desired, started);
-        if !is_paused {
-            steps.extend(begin(&authority, &placement, desired));
-        }
-        for (shard, record, next) in steps {
+        for (shard, next) in next_steps(&authority, &placement, desired, is_paused, started) {
+            let record = placement.shards[usize::from(shard.0)].clone();
             // A shard whose group is slow to decide must not hold up the others.
             if !busy.lock().insert(shard) {
                 continue;
@@ -75,20 +66,34 @@ impl Desired {
     }
 }
 
-/// What is to be decided about a shard, following a record.
-type Step = (ShardId, ShardRecord, Next);
-
-enum Next {
-    Begin { slot: u8, to: NodeId },
-    Abort,
-    Finish,
+/// What the moves under way need, and, unless the operator has paused that, the next moves.
+fn next_steps(
+    authority: &Authority,
+    placement: &Placement,
+    desired: &Placement,
+    is_paused: bool,
+    started: Instant,
+) -> Vec<(ShardId, Rebalance)> {
+    let view = authority.groups.control().view();
+    let view = view.borrow();
+    let is_alive = |node: &NodeId| view.member(node).is_some_and(|state| state.liveness == Liveness::Alive);
+    let is_gone = |node: &NodeId| {
+        view.member(node).is_none_or(|state| {
+            state.liveness == Liveness::Down && started.elapsed().saturating_sub(state.since) > GONE_AFTER
+        })
+    };
+    let mut steps = placement.moves_to_unstick(desired, is_gone);
+    if !is_paused {
+        steps.extend(placement.moves_to_begin(&placement.plan_towards(desired), is_alive));
+    }
+    steps
 }
 
-async fn decide(authority: &Authority, shard: ShardId, record: ShardRecord, next: Next) {
+async fn decide(authority: &Authority, shard: ShardId, record: ShardRecord, next: Rebalance) {
     let step = match next {
-        Next::Begin { slot, to } => RecordStep::Begin { slot, to },
-        Next::Abort => RecordStep::Abort,
-        Next::Finish => RecordStep::Finish { fenced: fence(authority, shard, &record).await },
+        Rebalance::Begin { slot, to } => RecordStep::Begin { slot, to },
+        Rebalance::Abort => RecordStep::Abort,
+        Rebalance::Finish => RecordStep::Finish { fenced: fence(authority, shard, &record).await },
     };
     match authority.decide(shard, &record, step).await {
         Ok(next) => {
@@ -102,59 +107,4 @@ async fn decide(authority: &Authority, shard: ShardId, record: ShardRecord, next
             tracing::debug!(%shard, error, "a step of a move was not decided");
         }
     }
-}
-
-/// The next moves of the plan, within the budget.
-fn begin(authority: &Authority, placement: &Placement, desired: &Placement) -> Vec<Step> {
-    let plan = placement.plan_towards(desired);
-    let view = authority.groups.control().view();
-    let view = view.borrow();
-    let alive = |node: &NodeId| view.member(node).is_some_and(|state| state.liveness == Liveness::Alive);
-    let moving = placement.shards.iter().filter_map(|record| record.moving.as_ref());
-    let mut incoming: HashMap<NodeId, usize> = HashMap::new();
-    moving.for_each(|moving| *incoming.entry(moving.to.clone()).or_default() += 1);
-    let mut under_way: usize = incoming.values().sum();
-    let mut steps: Vec<Step> = Vec::new();
-    let (urgent, rest): (Vec<PlannedMove>, Vec<PlannedMove>) =
-        plan.into_iter().partition(|planned| !alive(&planned.from));
-    for planned in urgent.into_iter().chain(rest) {
-        if under_way >= MOVES_MAX {
-            break;
-        }
-        let record = &placement.shards[usize::from(planned.shard.0)];
-        let to_node = incoming.entry(planned.to.clone()).or_default();
-        let is_busy = record.moving.is_some() || steps.iter().any(|(shard, ..)| *shard == planned.shard);
-        if is_busy || *to_node >= MOVES_TO_NODE_MAX || !alive(&planned.to) {
-            continue;
-        }
-        *to_node += 1;
-        under_way += 1;
-        let next = Next::Begin { slot: planned.slot, to: planned.to };
-        steps.push((planned.shard, record.clone(), next));
-    }
-    steps
-}
-
-/// What becomes of moves whose target does not come back, or is not wanted any more.
-fn unstick(authority: &Authority, placement: &Placement, desired: &Placement, started: Instant) -> Vec<Step> {
-    let view = authority.groups.control().view();
-    let view = view.borrow();
-    let is_gone = |node: &NodeId| {
-        view.member(node).is_none_or(|state| {
-            state.liveness == Liveness::Down && started.elapsed().saturating_sub(state.since) > GONE_AFTER
-        })
-    };
-    let records = (0..).map(ShardId).zip(placement.shards.iter().zip(&desired.shards));
-    records
-        .filter_map(|(shard, (record, wanted))| {
-            let moving = record.moving.as_ref()?;
-            let is_unwanted = !wanted.slots.contains(&moving.to);
-            let next = match moving.step {
-                MoveStep::Begun if is_unwanted || is_gone(&moving.to) => Next::Abort,
-                MoveStep::Activated if is_gone(&moving.to) => Next::Finish,
-                MoveStep::Begun | MoveStep::Activated => return None,
-            };
-            Some((shard, record.clone(), next))
-        })
-        .collect()
 }

@@ -268,16 +268,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::Zone;
-
-    fn member(name: &str, zone: &str) -> PlacementMember {
-        let (id, zone) = (NodeId::new(name).expect("valid"), Zone::new(zone).expect("valid"));
-        PlacementMember::new(id, Generation(Uuid::nil()), zone)
-    }
-
-    fn id(name: &str) -> NodeId {
-        NodeId::new(name).expect("valid")
-    }
+    use crate::testing::{member, node};
 
     fn cluster(members: &[(&str, &str)]) -> ClusterMeta {
         let mut meta = ClusterMeta::default();
@@ -295,16 +286,16 @@ mod tests {
         let mut meta = cluster(&[("a", "x"), ("b", "y"), ("c", "z")]);
         let generation = |number| Generation(Uuid::from_u128(number));
         let renew = |former, new| MemberChange::Renew {
-            id: id("b"),
+            id: node("b"),
             former: generation(former),
             generation: generation(new),
         };
         meta.apply(at(renew(0, 7))).expect("it is what the cluster knows");
-        assert_eq!((meta.version, meta.member(&id("b")).expect("there").generation), (2, generation(7)));
+        assert_eq!((meta.version, meta.member(&node("b")).expect("there").generation), (2, generation(7)));
         meta.apply(at(renew(0, 7))).expect("says nothing the second time");
         assert_eq!(meta.version, 2);
         let refused = meta.apply(at(renew(0, 8)));
-        assert_eq!(refused, Err(MemberError::OtherGeneration(id("b"))));
+        assert_eq!(refused, Err(MemberError::OtherGeneration(node("b"))));
     }
 
     #[test]
@@ -312,22 +303,22 @@ mod tests {
         let mut meta = cluster(&[("a", "x"), ("b", "y"), ("c", "z")]);
         let mut apply = |change| meta.apply(at(change));
         let too_few = MemberError::TooFewNodes { left: 2, replication_factor: 3 };
-        assert_eq!(apply(MemberChange::Stand(id("a"), Standing::Draining)), Err(too_few));
+        assert_eq!(apply(MemberChange::Stand(node("a"), Standing::Draining)), Err(too_few));
         apply(MemberChange::Register(member("d", "x"))).expect("joins");
         apply(MemberChange::Register(member("d", "x"))).expect("says nothing new");
         let stranger = PlacementMember { generation: Generation(Uuid::max()), ..member("d", "x") };
-        assert_eq!(apply(MemberChange::Register(stranger)), Err(MemberError::OtherGeneration(id("d"))));
-        assert_eq!(apply(MemberChange::Forget(id("a"))), Err(MemberError::NotDrained(id("a"))));
-        apply(MemberChange::Replace { old: id("a"), new: id("d") }).expect("replaces");
+        assert_eq!(apply(MemberChange::Register(stranger)), Err(MemberError::OtherGeneration(node("d"))));
+        assert_eq!(apply(MemberChange::Forget(node("a"))), Err(MemberError::NotDrained(node("a"))));
+        apply(MemberChange::Replace { old: node("a"), new: node("d") }).expect("replaces");
         assert_eq!(
-            apply(MemberChange::Stand(id("e"), Standing::Active)),
-            Err(MemberError::NoSuchMember(id("e")))
+            apply(MemberChange::Stand(node("e"), Standing::Active)),
+            Err(MemberError::NoSuchMember(node("e")))
         );
-        apply(MemberChange::Forget(id("a"))).expect("forgets");
+        apply(MemberChange::Forget(node("a"))).expect("forgets");
         let moved = PlacementMember { weight: 50, ..member("b", "w") };
         apply(MemberChange::Register(moved)).expect("changes its zone");
         assert_eq!((meta.version, meta.members.len()), (5, 3));
-        assert_eq!(meta.member(&id("d")).expect("there").stands_for, Some(id("a")));
+        assert_eq!(meta.member(&node("d")).expect("there").stands_for, Some(node("a")));
         let words: Vec<&str> = meta.history.iter().map(|change| change.what.as_str()).collect();
         assert_eq!(
             words,

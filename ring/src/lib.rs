@@ -4,7 +4,7 @@
 //! * [`Membership`]: who is there, by gossip in sealed packets ([`KeyRing`], [`DropReason`]).
 //! * [`Placement`], [`ShardRecord`], [`fence`]: who owns what, and refusing requests that are out of date.
 //! * [`ClusterMeta`], [`ShardMeta`]: what the cluster and the replicas of a shard agree on, command by command;
-//!   [`Placement::plan`]: the moves that a changed member list asks for.
+//!   [`Placement::plan`]: the moves that a changed member list asks for; [`Rebalance`]: which of them is next.
 //! * [`Subset`], [`Spreads`]: over which shards a tenant's series are spread.
 //! * [`decide`]: how a new cluster comes to its placement.
 //!
@@ -20,11 +20,14 @@ mod member;
 mod membership;
 mod placement;
 mod plan;
+mod rebalance;
 mod record;
 mod seal;
 mod shard_meta;
 mod shuffle;
 pub mod steps;
+#[cfg(test)]
+mod testing;
 
 pub use action::{Action, ConflictWinner, Dropped, MembershipConfig, MembershipEvent};
 pub use cluster_meta::{ClusterChange, ClusterCommand, ClusterMeta, MemberChange, MemberError};
@@ -34,6 +37,7 @@ pub use member::{DurablePosition, Liveness, Member, MemberState};
 pub use membership::Membership;
 pub use placement::{Placement, PlacementError, PlacementMember, Standing};
 pub use plan::PlannedMove;
+pub use rebalance::Rebalance;
 pub use record::{
     Access, DELETIONS_MAX, Deletion, Fence, MoveError, MoveStep, Overdue, ShardRecord, SlotMove, fence,
 };

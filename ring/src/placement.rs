@@ -360,17 +360,13 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::testing::member;
 
     const CLUSTER: ClusterId = ClusterId(Uuid::nil());
 
-    fn node(name: &str, zone: &str) -> PlacementMember {
-        let (id, zone) = (NodeId::new(name).expect("valid"), Zone::new(zone).expect("valid"));
-        PlacementMember::new(id, Generation(Uuid::nil()), zone)
-    }
-
     /// `nodes` nodes, dealt to `zones` zones in turn.
     fn nodes(nodes: usize, zones: usize) -> Vec<PlacementMember> {
-        (0..nodes).map(|i| node(&format!("node-{i}"), &format!("zone-{}", i % zones))).collect()
+        (0..nodes).map(|i| member(&format!("node-{i}"), &format!("zone-{}", i % zones))).collect()
     }
 
     fn form(members: &[PlacementMember], shards: u16, rf: u8) -> Placement {
@@ -410,7 +406,8 @@ mod tests {
     #[test]
     fn fewer_zones_than_replicas() {
         form(&nodes(3, 1), 16, 3);
-        let lopsided = [node("a1", "a"), node("b1", "b"), node("b2", "b"), node("b3", "b"), node("b4", "b")];
+        let lopsided =
+            [member("a1", "a"), member("b1", "b"), member("b2", "b"), member("b3", "b"), member("b4", "b")];
         let placement = form(&lopsided, 64, 3);
         assert_eq!(placement.slots_of(&lopsided[0].id), 64, "the only node of its zone");
         for member in &lopsided[1..] {
@@ -432,7 +429,7 @@ mod tests {
     fn a_node_that_stands_for_another_gets_just_what_that_had() {
         let mut members = nodes(9, 3);
         let before = form(&members, 120, 3);
-        let mut new = node("fresh", "zone-1");
+        let mut new = member("fresh", "zone-1");
         new.stands_for = Some(members[4].id.clone());
         members[4].standing = Standing::Draining;
         members.push(new.clone());
@@ -450,7 +447,7 @@ mod tests {
         assert_eq!(error, PlacementError::TooFewNodes { nodes: 2, replication_factor: 3 });
         assert_eq!(form(&nodes(3, 3), 0, 3), Err(PlacementError::Empty));
         assert_eq!(form(&nodes(3, 3), 8, 0), Err(PlacementError::Empty));
-        let twins = [node("a", "x"), node("a", "y"), node("b", "z")];
+        let twins = [member("a", "x"), member("a", "y"), member("b", "z")];
         assert!(matches!(form(&twins, 8, 2), Err(PlacementError::DuplicateMember { .. })));
     }
 
@@ -481,7 +478,7 @@ mod tests {
         for zone_nodes in 1..10 {
             let before = form(&nodes(3 * zone_nodes, 3), 1024, 3);
             let mut members = nodes(3 * zone_nodes, 3);
-            members.push(node("joiner", "zone-0"));
+            members.push(member("joiner", "zone-0"));
             let after = form(&members, 1024, 3);
             let moved =
                 before.shards.iter().zip(&after.shards).filter(|(b, a)| b.slots[0] != a.slots[0]).count();

@@ -87,22 +87,9 @@ fn plan_shard(
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
-    use crate::{ClusterId, Generation, PlacementMember, Standing};
-
-    fn member(name: &str, zone: &str) -> PlacementMember {
-        let (id, zone) = (NodeId::new(name).expect("valid"), Zone::new(zone).expect("valid"));
-        PlacementMember::new(id, Generation(Uuid::nil()), zone)
-    }
-
-    fn placement(zones: &[&str], per_zone: usize) -> Placement {
-        let nodes =
-            zones.iter().flat_map(|zone| (0..per_zone).map(move |i| member(&format!("{zone}{i}"), zone)));
-        let members: Vec<_> = nodes.collect();
-        Placement::form(ClusterId(Uuid::nil()), &members, 96, 3).expect("enough nodes")
-    }
+    use crate::Standing;
+    use crate::testing::{member, placement};
 
     /// Carries the plan out; panics if it breaks a rule on the way.
     fn carry_out(placement: &mut Placement) -> usize {

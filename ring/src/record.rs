@@ -374,14 +374,7 @@ pub fn fence(mine: Option<&ShardRecord>, node: &NodeId, epoch: Epoch, access: Ac
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn node(name: &str) -> NodeId {
-        NodeId::new(name).expect("valid")
-    }
-
-    fn set(names: &[&str]) -> BTreeSet<NodeId> {
-        names.iter().map(|name| node(name)).collect()
-    }
+    use crate::testing::{node, set};
 
     fn record(names: &[&str]) -> ShardRecord {
         ShardRecord::stable(Epoch(5), names.iter().map(|name| node(name)).collect())

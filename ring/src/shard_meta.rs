@@ -153,6 +153,11 @@ impl ShardMeta {
         self.sealed.get(&window_ms).is_some_and(|sealed| sealed.digest.is_some())
     }
 
+    /// Whether all replicas are known to hold, in the window that begins there, what has this digest.
+    pub fn is_sealed_as(&self, window_ms: i64, digest: &[u8; 32]) -> bool {
+        self.sealed.get(&window_ms).is_some_and(|sealed| sealed.digest.as_ref() == Some(digest))
+    }
+
     /// Whether a move is in its last step, and only the barrier is missing.
     pub fn is_finishing(&self) -> bool {
         let moving = self.record.as_ref().and_then(|record| record.moving.as_ref());
@@ -178,14 +183,7 @@ mod tests {
     use saturn_model::{TenantId, TimestampMs};
 
     use super::*;
-
-    fn node(name: &str) -> NodeId {
-        NodeId::new(name).expect("valid")
-    }
-
-    fn set(names: &[&str]) -> BTreeSet<NodeId> {
-        names.iter().map(|name| node(name)).collect()
-    }
+    use crate::testing::{node, set};
 
     fn step(epoch: u64, step: RecordStep) -> ShardCommand {
         ShardCommand::Step { at_ms: 7, epoch: Epoch(epoch), step }

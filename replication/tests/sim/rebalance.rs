@@ -1,12 +1,12 @@
-//! Who leads the member list begins moves, gives them up and finishes them without their target: the rules of
-//! `node/src/rebalance.rs`. Two nodes may think that they lead.
+//! Who leads the member list begins moves, gives them up and finishes them without their target, as
+//! `node/src/rebalance.rs` does. Two nodes may think that they lead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use saturn_model::ShardId;
 use saturn_ring::{
-    MemberChange, MemberError, MoveStep, NodeId, Placement, PlannedMove, RecordStep, ShardRecord,
+    MemberChange, MemberError, NodeId, Placement, PlannedMove, Rebalance, RecordStep, ShardRecord,
 };
 
 use crate::marks::Mark;
@@ -14,9 +14,6 @@ use crate::mover::Purpose;
 use crate::node::Timer;
 use crate::raft::After;
 use crate::world::{MS, World};
-
-const MOVES_MAX: usize = 16;
-const MOVES_TO_NODE_MAX: usize = 4;
 
 /// The plans of placements, which are the dearest part of a run: what is made once is kept.
 #[derive(Default)]
@@ -42,12 +39,6 @@ impl Plans {
     }
 }
 
-enum Next {
-    Begin { slot: u8, to: NodeId },
-    Abort,
-    Finish,
-}
-
 impl World {
     /// Who leads the member list: one of its council that most of the council hears.
     fn lead_cluster(&mut self) {
@@ -71,16 +62,18 @@ impl World {
         }
         let placement = self.nodes[node].placement.load();
         let (desired, plan) = self.plans.of(&placement);
-        let mut steps = self.unstick(node, &placement, desired.as_deref());
+        let Some(desired) = desired else { return };
+        let mut steps = placement.moves_to_unstick(&desired, |target| self.sees_gone(node, target));
         if !self.cluster.is_paused {
-            steps.extend(self.plan_moves(node, &placement, &plan));
+            steps.extend(placement.moves_to_begin(&plan, |other| self.sees_alive(node, other)));
         }
         self.nodes[node].rebalancing = steps.len();
-        for (shard, record, next) in steps {
+        for (shard, next) in steps {
+            let record = placement.shards[usize::from(shard.0)].clone();
             let step = match next {
-                Next::Begin { slot, to } => RecordStep::Begin { slot, to },
-                Next::Abort => RecordStep::Abort,
-                Next::Finish => {
+                Rebalance::Begin { slot, to } => RecordStep::Begin { slot, to },
+                Rebalance::Abort => RecordStep::Abort,
+                Rebalance::Finish => {
                     self.fence_nodes(node, shard, record, Purpose::FinishWithout);
                     continue;
                 }
@@ -108,61 +101,6 @@ impl World {
             }
             Err(_) => self.nodes[node].rebalancing -= 1,
         }
-    }
-
-    /// The next moves of the plan, within the budget.
-    fn plan_moves(
-        &self,
-        node: usize,
-        placement: &Placement,
-        plan: &[PlannedMove],
-    ) -> Vec<(ShardId, ShardRecord, Next)> {
-        let mut incoming: BTreeMap<NodeId, usize> = BTreeMap::new();
-        let moving = placement.shards.iter().filter_map(|record| record.moving.as_ref());
-        moving.for_each(|moving| *incoming.entry(moving.to.clone()).or_default() += 1);
-        let mut under_way: usize = incoming.values().sum();
-        let mut steps: Vec<(ShardId, ShardRecord, Next)> = Vec::new();
-        let (urgent, rest): (Vec<_>, Vec<_>) =
-            plan.iter().cloned().partition(|planned| !self.sees_alive(node, &planned.from));
-        for planned in urgent.into_iter().chain(rest) {
-            if under_way >= MOVES_MAX {
-                break;
-            }
-            let record = &placement.shards[usize::from(planned.shard.0)];
-            let to_node = incoming.entry(planned.to.clone()).or_default();
-            let is_busy = record.moving.is_some() || steps.iter().any(|(shard, ..)| *shard == planned.shard);
-            if is_busy || *to_node >= MOVES_TO_NODE_MAX || !self.sees_alive(node, &planned.to) {
-                continue;
-            }
-            *to_node += 1;
-            under_way += 1;
-            let next = Next::Begin { slot: planned.slot, to: planned.to };
-            steps.push((planned.shard, record.clone(), next));
-        }
-        steps
-    }
-
-    /// What becomes of moves whose target does not come back, or is not wanted any more.
-    fn unstick(
-        &self,
-        node: usize,
-        placement: &Placement,
-        desired: Option<&Placement>,
-    ) -> Vec<(ShardId, ShardRecord, Next)> {
-        let Some(desired) = desired else { return Vec::new() };
-        let records = (0..).map(ShardId).zip(placement.shards.iter().zip(&desired.shards));
-        records
-            .filter_map(|(shard, (record, wanted))| {
-                let moving = record.moving.as_ref()?;
-                let is_gone = self.sees_gone(node, &moving.to);
-                let next = match moving.step {
-                    MoveStep::Begun if is_gone || !wanted.slots.contains(&moving.to) => Next::Abort,
-                    MoveStep::Activated if is_gone => Next::Finish,
-                    MoveStep::Begun | MoveStep::Activated => return None,
-                };
-                Some((shard, record.clone(), next))
-            })
-            .collect()
     }
 
     /// Has a change of the member list decided. Its nodes hear of it in time.
