@@ -10,6 +10,8 @@ use crate::{Cluster, Endpoint, eventually};
 
 /// How long a set of moves may take on a busy machine.
 const MOVES_LIMIT: Duration = Duration::from_secs(120);
+/// How long it may take until deletions are known to be done.
+const DELETIONS_LIMIT: Duration = Duration::from_secs(60);
 
 /// Waits until [`check_settled`] finds nothing.
 pub async fn settled(cluster: &Cluster, ask: usize, owners: &[usize]) -> Result<BTreeMap<String, usize>> {
@@ -39,6 +41,17 @@ pub async fn check_settled(
     let wanted = owners.iter().map(|index| cluster.nodes()[*index].id.clone());
     ensure!(owned.keys().cloned().eq(wanted.collect::<BTreeSet<_>>()), "{status}");
     Ok(owned)
+}
+
+/// Waits until all nodes are known to have done all deletions, as the node at `ask` sees it.
+pub async fn settled_deletions(cluster: &Cluster, ask: usize) -> Result<()> {
+    eventually("all are known to have deleted", DELETIONS_LIMIT, async || {
+        let shards = Endpoint::plain(&cluster.url(ask)).data("/api/v1/status/shards", &[]).await?;
+        let left = shards.as_array().context("shards")?.iter().find(|shard| shard["deletions"] != 0);
+        ensure!(left.is_none(), "{left:?}");
+        Ok(Some(()))
+    })
+    .await
 }
 
 /// Waits until the nodes of every shard's slots, which are among these, hold the same.

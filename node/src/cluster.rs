@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use crate::authority::Authority;
-use crate::durability::{Positions, position_from};
+use crate::durability::{Lacking, Positions, position_from};
 use crate::gossip::{Command, View};
 use crate::identity::DataDir;
 use crate::peers::Connections;
@@ -85,6 +85,7 @@ pub(crate) async fn resolve(join: &[String]) -> Vec<SocketAddr> {
 pub(crate) async fn establish(
     joining: &Joining,
     engine: &Engine,
+    lacking: &Arc<Lacking>,
 ) -> anyhow::Result<(Arc<PlacementHandle>, Admission)> {
     let placement = match joining.data.load_placement()? {
         Some(placement) => placement,
@@ -94,13 +95,14 @@ pub(crate) async fn establish(
     let announce = Command::SetPlacement(placement.cluster, placement.version);
     joining.gossip.send(announce).await.context("the gossip task has ended")?;
     let (data, engine, me) = (joining.data.clone(), engine.clone(), joining.me.id.clone());
+    let lacking = Arc::clone(lacking);
     let admission = Admission::default();
     let door = admission.clone();
     let persist = move |placement: &Placement| {
         let mut held: Held = None;
         if deletions::prepare(&engine, &me, placement)? {
             held = Some(Box::new(door.close()));
-            deletions::carry_out(&engine, &me, placement)?;
+            deletions::carry_out(&engine, &me, &lacking, placement)?;
         }
         data.save_placement(placement)?;
         Ok(held)

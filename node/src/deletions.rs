@@ -4,21 +4,31 @@ use saturn_model::ShardId;
 use saturn_ring::{Epoch, NodeId, Overdue, Placement, ShardRecord};
 use saturn_storage::{AgreedDeletions, Engine, StorageError};
 
+use crate::durability::Lacking;
+
 /// Does the deletions of a placement that is about to be adopted, in the shards of which this node stores samples. It
 /// does each once, whatever happens meanwhile: the storage remembers how far it is. No append may be under way that was
 /// let in under an older record: it could store anew what is deleted here. Blocks.
 ///
+/// A copy that missed deletions which everybody was known to have done cannot do them any more: nobody remembers what they
+/// were. It is dropped where the shard is fetched from its other nodes anyway, as it is still to come or `lacking`.
+///
 /// # Errors
 /// If the storage fails; then the placement must not be adopted.
-pub(crate) fn carry_out(engine: &Engine, me: &NodeId, placement: &Placement) -> Result<(), StorageError> {
+pub(crate) fn carry_out(
+    engine: &Engine,
+    me: &NodeId,
+    lacking: &Lacking,
+    placement: &Placement,
+) -> Result<(), StorageError> {
     let mut agreed = Vec::new();
     for (shard, record, overdue) in overdue(engine, me, placement) {
         let (done, settled) = (engine.deleted_through(shard), record.settled.0);
-        if overdue.missed && record.slots.contains(me) {
+        if overdue.missed && record.slots.contains(me) && !lacking.contains(shard) {
             tracing::error!(
                 %shard, done, settled,
-                "this node has missed deletions that it said it had done: its disk is an older copy; deleted samples \
-                 may come back"
+                "this node has missed deletions that it said it had done: its disk is an older copy, and nobody else \
+                 remembered that; deleted samples may come back"
             );
         } else if overdue.missed {
             tracing::info!(%shard, done, settled, "drops an old copy that missed deletions: the shard is fetched anew");
@@ -128,17 +138,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let engine = engine(dir.path()).await;
         let first = deleted(&ShardRecord::stable(Epoch(4), vec![node("a")]), 1, 3);
-        carry_out(&engine, &node("b"), &placement(&first)).expect("nothing to do");
+        carry_out(&engine, &node("b"), &Lacking::default(), &placement(&first)).expect("nothing to do");
         assert_eq!((held(&engine), engine.deleted_through(SHARD)), (10, 0));
         for _ in 0..2 {
-            carry_out(&engine, &node("a"), &placement(&first)).expect("deletes");
+            carry_out(&engine, &node("a"), &Lacking::default(), &placement(&first)).expect("deletes");
             assert_eq!((held(&engine), engine.deleted_through(SHARD)), (6, 5));
         }
         let second = deleted(&first, 2, 5);
-        carry_out(&engine, &node("a"), &placement(&second)).expect("deletes");
+        carry_out(&engine, &node("a"), &Lacking::default(), &placement(&second)).expect("deletes");
         assert_eq!((held(&engine), engine.deleted_through(SHARD)), (4, 6));
         let settled = second.settle(&[node("a")].into()).expect("settles");
-        carry_out(&engine, &node("a"), &placement(&settled)).expect("nothing to do");
+        carry_out(&engine, &node("a"), &Lacking::default(), &placement(&settled)).expect("nothing to do");
         assert_eq!((held(&engine), engine.deleted_through(SHARD)), (4, 6));
     }
 
@@ -149,17 +159,25 @@ mod tests {
         let stable = ShardRecord::stable(Epoch(4), vec![node("a")]);
         let settled = deleted(&stable, 1, 3).settle(&[node("a")].into()).expect("settles");
         let begun = settled.begin(0, &node("b")).expect("begins");
-        carry_out(&engine, &node("b"), &placement(&begun)).expect("drops");
+        carry_out(&engine, &node("b"), &Lacking::default(), &placement(&begun)).expect("drops");
         assert_eq!((held(&engine), engine.deleted_through(SHARD)), (0, 5));
     }
 
     #[tokio::test]
-    async fn a_slot_that_lost_its_notes_keeps_its_samples() {
+    async fn a_slot_that_missed_deletions_keeps_its_samples_unless_they_are_fetched_anew() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let engine = engine(dir.path()).await;
         let stable = ShardRecord::stable(Epoch(4), vec![node("a")]);
         let settled = deleted(&stable, 1, 3).settle(&[node("a")].into()).expect("settles");
-        carry_out(&engine, &node("a"), &placement(&deleted(&settled, 2, 5))).expect("deletes what it can");
+        carry_out(&engine, &node("a"), &Lacking::default(), &placement(&deleted(&settled, 2, 5)))
+            .expect("deletes what it can");
         assert_eq!((held(&engine), engine.deleted_through(SHARD)), (4, 7));
+
+        let again = deleted(&settled, 2, 5).settle(&[node("a")].into()).expect("settles");
+        let again = deleted(&again, 3, 7).settle(&[node("a")].into()).expect("settles");
+        let lacking = Lacking::default();
+        lacking.add([SHARD].into_iter());
+        carry_out(&engine, &node("a"), &lacking, &placement(&again)).expect("drops");
+        assert_eq!((held(&engine), engine.deleted_through(SHARD)), (0, 9));
     }
 }

@@ -27,6 +27,8 @@ use saturn_ring::{DurablePosition, Generation, NodeId};
 use saturn_storage::{Engine, LogPosition};
 use uuid::Uuid;
 
+use crate::identity::Losses;
+
 /// Most data directories of which a position is remembered: those of more members than a cluster has.
 const HEARD_MAX: usize = 10_000;
 
@@ -125,19 +127,19 @@ pub(crate) struct Lacking {
 }
 
 impl Lacking {
-    pub(crate) fn new(registry: &mut Registry) -> Self {
+    /// Of a node whose disk has had these losses, in a cluster of so many shards.
+    pub(crate) fn new(losses: Losses, shards: u16, registry: &mut Registry) -> Self {
         let lacking = Self::default();
+        lacking.losses.inc_by(u64::from(losses.noticed));
+        if losses.is_lacking {
+            lacking.add((0..shards).map(ShardId));
+        }
         let registry = registry.sub_registry_with_prefix("saturn_node");
         let help = "Times that this data directory had lost what was acknowledged when the node started";
         registry.register("disk_losses", help, lacking.losses.clone());
         let help = "Shards not read from here until what the disk has lost was taken from their other nodes";
         registry.register("lacking_shards", help, lacking.left.clone());
         lacking
-    }
-
-    /// So many losses were noticed in all.
-    pub(crate) fn count_losses(&self, losses: u32) {
-        self.losses.inc_by(u64::from(losses));
     }
 
     /// These shards are not to be read from here.

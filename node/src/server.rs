@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use saturn_model::{Limits, ShardId};
+use saturn_model::Limits;
 use saturn_proto::operator;
 use saturn_proto::peer::peer_server::PeerServer;
 use saturn_query_frontend::{Frontend, Settings as FrontendSettings};
@@ -402,11 +402,12 @@ impl Node {
     }
 
     async fn join(&self, joining: &Joining) -> anyhow::Result<()> {
-        let (placement, admission) = cluster::establish(joining, self.engine()).await?;
+        let losses = self.data.load_losses()?;
+        let lacking = Arc::new(Lacking::new(losses, joining.shards, &mut self.registry.lock()));
+        let (placement, admission) = cluster::establish(joining, self.engine(), &lacking).await?;
         // Each cell is filled here only, and once.
         let _ = self.placement.set(Arc::clone(&placement));
         cluster::recall(&placement.load(), joining).await?;
-        let losses = self.data.load_losses()?;
         let authority = self.authority(&placement).await?;
         let _ = self.groups.set(Arc::clone(&authority.groups));
         let _ = self.authority.set(authority.clone());
@@ -414,7 +415,7 @@ impl Node {
         let following = shepherd::follow(authority.clone(), self.gossip.clone());
         let serving = async {
             cluster::become_member(&authority, joining).await?;
-            let (mover, lacking) = self.open_doors(&authority, &joining.positions, (admission, losses));
+            let mover = self.open_doors(&authority, &joining.positions, (admission, &lacking));
             tracing::info!(
                 cluster = %placement.load().cluster,
                 shards_owned = placement.load().slots_of(&self.me.id),
@@ -444,22 +445,17 @@ impl Node {
         Ok(Authority { me: self.me.id.clone(), voter, groups, placement: Arc::clone(placement) })
     }
 
-    /// Starts to serve; returns what takes shards, and of which this node may lack something.
+    /// Starts to serve; returns what takes shards.
     fn open_doors(
         &self,
         authority: &Authority,
         positions: &Arc<Positions>,
-        (admission, losses): (Admission, Losses),
-    ) -> (Mover, Arc<Lacking>) {
+        (admission, lacking): (Admission, &Arc<Lacking>),
+    ) -> Mover {
         let placement = &authority.placement;
         let mut registry = self.registry.lock();
-        let lacking = Arc::new(Lacking::new(&mut registry));
-        lacking.count_losses(losses.noticed);
-        if losses.is_lacking {
-            lacking.add((0..placement.load().shard_count()).map(ShardId));
-        }
         let (me, engine) = (self.me.id.clone(), self.engine().clone());
-        let replica = Replica::new(me, engine, Arc::clone(placement), admission, Arc::clone(&lacking));
+        let replica = Replica::new(me, engine, Arc::clone(placement), admission, Arc::clone(lacking));
         let peers = Arc::new(NodePeers {
             replica: replica.clone(),
             cluster: placement.load().cluster,
@@ -483,6 +479,6 @@ impl Node {
         let _ = self.replica.set(replica);
         let mover = Mover::new(authority.clone(), Arc::new(transfers), self.engine().clone());
         let _ = self.serving.set(Serving { coordinator, frontend, mover: mover.clone() });
-        (mover, lacking)
+        mover
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use saturn_chaos_tests::remote_write::Series;
-use saturn_chaos_tests::{Cluster, ClusterOptions, Endpoint, Reply, Tolerance, eventually, now_ms};
+use saturn_chaos_tests::{
+    Cluster, ClusterOptions, Endpoint, Reply, Tolerance, eventually, now_ms, placement,
+};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const DELETE: &str = "/api/v1/admin/tsdb/delete_series";
@@ -137,20 +139,7 @@ async fn a_replica_that_was_away_deletes_before_it_serves_again() -> Result<()> 
     repair(&cluster).await?;
     ensure!(count(&cluster, "one", "gone", now).await? == [40; 3]);
     ensure!(count(&cluster, "one", "kept", now).await? == [400; 3]);
-    eventually("all are known to have deleted", LIMIT, async || {
-        for shard in cluster
-            .endpoint(0, "one")
-            .data("/api/v1/status/shards", &[])
-            .await?
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
-            ensure!(shard["deletions"] == 0, "{shard}");
-        }
-        Ok(Some(()))
-    })
-    .await?;
+    placement::settled_deletions(&cluster, 0).await?;
     cluster.kill9_all()?;
     cluster.restart_all().await?;
     eventually("complete answers after the start", LIMIT, async || {
