@@ -76,7 +76,11 @@ enum Command {
     #[command(subcommand)]
     Storage(storage::StorageCommand),
     /// Compare the shards of the node at --address with those of the others, and take what is lacking there.
-    Repair,
+    Repair {
+        /// Only this one.
+        #[arg(long)]
+        shard: Option<u16>,
+    },
     /// Check reachability, clocks, replication and disks of all members.
     Doctor,
 }
@@ -130,7 +134,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Promql(promql::PromqlCommand::Diff(args)) => promql::diff(&args, cli.output).await,
         Command::Promql(promql::PromqlCommand::Test(args)) => promql_test::run(&args, cli.output),
         Command::Storage(command) => storage::run(&command, cli.output),
-        Command::Repair => ring::repair(&api, cli.output).await,
+        Command::Repair { shard } => ring::repair(&api, shard, cli.output).await,
         Command::Doctor => doctor::run(&api, cli.output).await,
     }
 }

@@ -372,7 +372,8 @@ async fn wait(
         if left != usize::MAX {
             most = most.max(left);
             if output == Output::Table {
-                eprint!("\r{}", progress_bar(most - left, most, report.moves_under_way));
+                let (done, under_way) = (most - left, report.moves_under_way);
+                eprint!("\r{} {done} of {most} moves, {under_way} under way   ", bar(done, most));
             }
         }
         if started.elapsed() > Duration::from_secs(how.wait_seconds) {
@@ -383,14 +384,10 @@ async fn wait(
     }
 }
 
-fn progress_bar(done: usize, all: usize, under_way: usize) -> String {
+fn bar(done: usize, all: usize) -> String {
     const WIDTH: usize = 40;
     let full = (WIDTH * done).checked_div(all).unwrap_or_default();
-    format!(
-        "[{}{}] {done} of {all} moves, {under_way} under way   ",
-        "#".repeat(full),
-        ".".repeat(WIDTH - full)
-    )
+    format!("[{}{}]", "#".repeat(full), ".".repeat(WIDTH - full))
 }
 
 pub(crate) async fn shards(api: &Api, command: &ShardCommand, output: Output) -> anyhow::Result<ExitCode> {
@@ -423,10 +420,25 @@ pub(crate) async fn shards(api: &Api, command: &ShardCommand, output: Output) ->
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) async fn repair(api: &Api, output: Output) -> anyhow::Result<ExitCode> {
-    let envelope = api.operate("/api/v1/admin/repair", &[]).await?;
-    let report: RepairReport =
-        serde_json::from_value(envelope.data).context("the node answers something else")?;
+/// Shard after shard, as each may take long.
+pub(crate) async fn repair(api: &Api, only: Option<u16>, output: Output) -> anyhow::Result<ExitCode> {
+    let shards: Vec<u16> = match only {
+        Some(shard) => vec![shard],
+        None => (0..api.report::<RingReport>("/api/v1/status/ring").await?.shards).collect(),
+    };
+    let mut report = RepairReport { shards: 0, failed: 0, taken: 0 };
+    for (done, shard) in (1..).zip(&shards) {
+        let envelope = api.operate("/api/v1/admin/repair", &[("shard", shard.to_string())]).await?;
+        let one: RepairReport =
+            serde_json::from_value(envelope.data).context("the node answers something else")?;
+        report.shards += one.shards;
+        report.failed += one.failed;
+        report.taken += one.taken;
+        if output == Output::Table && std::io::stderr().is_terminal() {
+            let end = if done == shards.len() { "\n" } else { "   " };
+            eprint!("\r{} {done} of {} shards{end}", bar(done, shards.len()), shards.len());
+        }
+    }
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Output::Table => println!(
@@ -590,7 +602,8 @@ mod tests {
 
     #[test]
     fn the_bar_fills() {
-        assert!(progress_bar(0, 0, 0).starts_with("[........"));
-        assert!(progress_bar(10, 10, 0).starts_with(&format!("[{}]", "#".repeat(40))));
+        assert_eq!(bar(0, 0), format!("[{}]", ".".repeat(40)));
+        assert_eq!(bar(5, 10), format!("[{}{}]", "#".repeat(20), ".".repeat(20)));
+        assert_eq!(bar(10, 10), format!("[{}]", "#".repeat(40)));
     }
 }

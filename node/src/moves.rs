@@ -202,7 +202,8 @@ impl Mover {
     /// The source may lack what a quorum acknowledged without it: what the others have besides is taken as well. The
     /// move does not depend on it.
     async fn complete(&self, shard: ShardId, record: &ShardRecord, fenced: &BTreeSet<NodeId>) {
-        let windows = latest_windows(TimestampMs(clock::unix_ms()));
+        let until = TimestampMs(clock::unix_ms());
+        let windows = Windows { starts: latest_windows(until), until };
         let compared = async {
             let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), windows).await?;
             for node in fenced {

@@ -11,8 +11,8 @@
 //! A node whose disk has lost what it had acknowledged (`durability.rs`) first takes all that the others have, of all times.
 //!
 //! Windows that are over and the same on all nodes are written down in the shard's metadata by the leader of its group:
-//! the manifest. They are not compared again. Of the other windows of before [`WINDOWS`], a few are compared in each round,
-//! in turn, so that all are in the end.
+//! the manifest. Of the other windows of before [`WINDOWS`], a few are compared in each round, in turn, so that all are in
+//! the end; and one of those that are written down, as late samples may have reached only some of the nodes since.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
@@ -22,7 +22,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use saturn_model::{ShardId, TimestampMs, WINDOW_MS};
-use saturn_ring::{Epoch, NodeId, ShardRecord};
+use saturn_ring::{Epoch, NodeId, ShardMeta, ShardRecord};
 use tokio::sync::watch;
 
 use crate::authority::Authority;
@@ -47,6 +47,8 @@ const GRACE_MS: i64 = 3_600_000;
 const WINDOWS: i64 = 13;
 /// How many older ones.
 const OLDER_WINDOWS: usize = 12;
+/// How many that are written down.
+const SEALED_WINDOWS: usize = 1;
 
 /// What a comparison brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,13 +61,65 @@ pub(crate) struct Repaired {
     pub(crate) taken: u64,
 }
 
+/// Which windows of a shard are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    All,
+    /// The latest ones, and of the others those whose turn it is.
+    Turn,
+}
+
+/// Gives windows their turns.
+#[derive(Debug, Default)]
+struct Turns {
+    /// The last one that had its turn.
+    last: Option<TimestampMs>,
+}
+
+impl Turns {
+    /// The next of the windows, at most so many.
+    fn next(&mut self, windows: &BTreeSet<TimestampMs>, count: usize) -> Vec<TimestampMs> {
+        let last = self.last.unwrap_or(TimestampMs(i64::MIN));
+        let before = windows.range(..=last);
+        let behind = windows.range((Bound::Excluded(last), Bound::Unbounded));
+        let next: Vec<TimestampMs> = behind.chain(before).take(count).copied().collect();
+        self.last = next.last().copied().or(self.last);
+        next
+    }
+}
+
+/// The turns of a shard's windows.
+#[derive(Debug, Default)]
+struct ShardTurns {
+    older: Turns,
+    sealed: Turns,
+}
+
+impl ShardTurns {
+    /// The latest windows that are not written down, and of the others those whose turn it is.
+    fn next(
+        &mut self,
+        older: BTreeSet<TimestampMs>,
+        latest: Vec<TimestampMs>,
+        meta: &ShardMeta,
+    ) -> Vec<TimestampMs> {
+        let is_sealed = |start: &TimestampMs| meta.is_sealed(start.0);
+        let (mut sealed, older): (BTreeSet<_>, BTreeSet<_>) = older.into_iter().partition(is_sealed);
+        let (sealed_lately, mut starts): (Vec<_>, Vec<_>) = latest.into_iter().partition(is_sealed);
+        sealed.extend(sealed_lately);
+        starts.extend(self.older.next(&older, OLDER_WINDOWS));
+        starts.extend(self.sealed.next(&sealed, SEALED_WINDOWS));
+        starts.sort_unstable();
+        starts
+    }
+}
+
 /// See the module's description. Cloning shares everything.
 #[derive(Clone)]
 pub(crate) struct Repairer {
     authority: Authority,
     transfers: Arc<Transfers>,
-    /// The last of the older windows that was compared of each shard.
-    turns: Arc<Mutex<HashMap<ShardId, TimestampMs>>>,
+    turns: Arc<Mutex<HashMap<ShardId, ShardTurns>>>,
 }
 
 impl Repairer {
@@ -89,7 +143,8 @@ impl Repairer {
         let mut pause = LOOK_SOON;
         loop {
             tokio::time::sleep(pause).await;
-            let repaired = self.round(TimestampMs(clock::unix_ms() - SETTLED_MS)).await;
+            let until = TimestampMs(clock::unix_ms() - SETTLED_MS);
+            let repaired = self.compare(None, until, Extent::Turn).await;
             pause = if repaired.failed == 0 { LOOK_EVERY } else { (pause * 2).min(LOOK_EVERY) };
         }
     }
@@ -132,17 +187,23 @@ impl Repairer {
         Ok(())
     }
 
-    /// Compares all shards of this node once: their samples before `until`.
-    pub(crate) async fn round(&self, until: TimestampMs) -> Repaired {
+    /// Compares all of this node's shards, or one: all samples before `until`.
+    pub(crate) async fn compare_all(&self, shard: Option<ShardId>, until: TimestampMs) -> Repaired {
+        self.compare(shard, until, Extent::All).await
+    }
+
+    async fn compare(&self, only: Option<ShardId>, until: TimestampMs, extent: Extent) -> Repaired {
         let placement = self.authority.placement.load();
         let mut repaired = Repaired::default();
         for (shard, record) in (0..).map(ShardId).zip(&placement.shards) {
-            if record.moving.is_some() || !record.slots.contains(&self.authority.me) || record.slots.len() < 2
-            {
+            let is_compared = record.moving.is_none()
+                && record.slots.contains(&self.authority.me)
+                && record.slots.len() > 1;
+            if !is_compared || only.is_some_and(|only| only != shard) {
                 continue;
             }
             repaired.shards += 1;
-            if let Err(error) = self.repair(shard, record, until, &mut repaired.taken).await {
+            if let Err(error) = self.repair(shard, record, (until, extent), &mut repaired.taken).await {
                 repaired.failed += 1;
                 tracing::debug!(%shard, error = format!("{error:#}"), "a shard was not compared");
             }
@@ -163,21 +224,19 @@ impl Repairer {
         &self,
         shard: ShardId,
         record: &ShardRecord,
-        until: TimestampMs,
+        (until, extent): (TimestampMs, Extent),
         taken: &mut u64,
     ) -> anyhow::Result<()> {
         let meta = self.authority.groups.shard_meta(shard).unwrap_or_default();
-        let mut windows = latest_windows(until);
-        let mut older = self.older_windows(shard, record, windows.starts[0]).await;
-        older.retain(|start| !meta.is_sealed(start.0));
-        let turn = self.turns.lock().get(&shard).copied();
-        let older = in_turn(&older, turn);
-        if let Some(last) = older.last() {
-            self.turns.lock().insert(shard, *last);
-        }
-        windows.starts.retain(|start| !meta.is_sealed(start.0));
-        windows.starts.extend(older);
-        windows.starts.sort_unstable();
+        let windows = match extent {
+            Extent::All => Windows { starts: Vec::new(), until },
+            Extent::Turn => {
+                let latest = latest_windows(until);
+                let older = self.older_windows(shard, record, latest[0]).await;
+                let mut turns = self.turns.lock();
+                Windows { starts: turns.entry(shard).or_default().next(older, latest, &meta), until }
+            }
+        };
         let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), windows).await?;
         let (mut same, mut outcome) = (true, Ok(()));
         for node in record.slots.iter().filter(|node| **node != self.authority.me) {
@@ -193,7 +252,8 @@ impl Repairer {
         outcome?;
         let leads = self.authority.groups.standing(shard.into()).is_some_and(|standing| standing.leads);
         if same && leads {
-            self.seal(shard, record.epoch, comparison.mine).await?;
+            let new = |(start, digest): &(TimestampMs, [u8; 32])| !meta.is_sealed_as(start.0, digest);
+            self.seal(shard, record.epoch, comparison.mine.into_iter().filter(new).collect()).await?;
         }
         Ok(())
     }
@@ -225,18 +285,10 @@ impl Repairer {
     }
 }
 
-/// Those of the windows whose turn it is, after the last one that had its turn.
-fn in_turn(windows: &BTreeSet<TimestampMs>, last: Option<TimestampMs>) -> Vec<TimestampMs> {
-    let last = last.unwrap_or(TimestampMs(i64::MIN));
-    let (before, behind) = (windows.range(..=last), windows.range((Bound::Excluded(last), Bound::Unbounded)));
-    behind.chain(before).take(OLDER_WINDOWS).copied().collect()
-}
-
 /// The windows that may still differ.
-pub(crate) fn latest_windows(until: TimestampMs) -> Windows {
+pub(crate) fn latest_windows(until: TimestampMs) -> Vec<TimestampMs> {
     let last = until.0.div_euclid(WINDOW_MS) * WINDOW_MS;
-    let starts = (0..WINDOWS).rev().map(|back| TimestampMs(last - back * WINDOW_MS)).collect();
-    Windows { starts, until }
+    (0..WINDOWS).rev().map(|back| TimestampMs(last - back * WINDOW_MS)).collect()
 }
 
 /// What this node holds of a shard, to compare it with other nodes one after the other.
@@ -278,31 +330,62 @@ impl<'a> Comparison<'a> {
 
 #[cfg(test)]
 mod tests {
+    use saturn_ring::ShardCommand;
+
     use super::*;
 
     #[test]
     fn the_latest_windows_end_with_the_present_one() {
         let windows = latest_windows(TimestampMs(100 * WINDOW_MS + 5));
-        assert_eq!(windows.starts.len(), 13);
-        assert_eq!(windows.starts.last(), Some(&TimestampMs(100 * WINDOW_MS)));
-        assert_eq!(windows.starts.first(), Some(&TimestampMs(88 * WINDOW_MS)));
-        assert!(windows.starts.iter().all(|start| start.0 % WINDOW_MS == 0));
+        assert_eq!(windows.len(), 13);
+        assert_eq!(windows.last(), Some(&TimestampMs(100 * WINDOW_MS)));
+        assert_eq!(windows.first(), Some(&TimestampMs(88 * WINDOW_MS)));
+        assert!(windows.iter().all(|start| start.0 % WINDOW_MS == 0));
+    }
+
+    #[test]
+    fn what_is_written_down_has_its_turn_too() {
+        let window = |number: i64| TimestampMs(number * WINDOW_MS);
+        let mut meta = ShardMeta::default();
+        let record = ShardRecord::stable(Epoch(3), vec![NodeId::new("a").expect("valid")]);
+        let sealed = (1..4).chain(6..8).map(|number| ShardCommand::Seal {
+            epoch: Epoch(3),
+            window_ms: window(number).0,
+            digest: [7; 32],
+        });
+        for command in std::iter::once(ShardCommand::Found(record)).chain(sealed) {
+            meta.apply(command).expect("fits");
+        }
+        let (older, latest): (BTreeSet<_>, Vec<_>) =
+            ((0..5).map(window).collect(), (5..9).map(window).collect());
+        let mut turns = ShardTurns::default();
+        let mut next = || -> Vec<i64> {
+            let starts = turns.next(older.clone(), latest.clone(), &meta);
+            starts.into_iter().map(|start| start.0 / WINDOW_MS).collect()
+        };
+        assert_eq!(next(), [0, 1, 4, 5, 8]);
+        assert_eq!(next(), [0, 2, 4, 5, 8]);
+        assert_eq!(next(), [0, 3, 4, 5, 8]);
+        assert_eq!(next(), [0, 4, 5, 6, 8]);
+        assert_eq!(next(), [0, 4, 5, 7, 8]);
+        assert_eq!(next(), [0, 1, 4, 5, 8]);
     }
 
     #[test]
     fn older_windows_have_their_turns() {
         let windows: BTreeSet<TimestampMs> = (0..30).map(TimestampMs).collect();
         let mut seen = Vec::new();
-        let mut last = None;
+        let mut turns = Turns::default();
         for _ in 0..5 {
-            let turn = in_turn(&windows, last);
-            assert_eq!(turn.len(), OLDER_WINDOWS);
-            last = turn.last().copied();
+            let turn = turns.next(&windows, 12);
+            assert_eq!(turn.len(), 12);
             seen.extend(turn.iter().map(|start| start.0));
         }
         assert!(seen.iter().copied().eq((0..60).map(|number| number % 30)), "{seen:?}");
         let few = BTreeSet::from([TimestampMs(3), TimestampMs(5)]);
-        assert_eq!(in_turn(&few, Some(TimestampMs(3))), [TimestampMs(5), TimestampMs(3)]);
-        assert_eq!(in_turn(&BTreeSet::new(), None), []);
+        let mut turns = Turns { last: Some(TimestampMs(3)) };
+        assert_eq!(turns.next(&few, 12), [TimestampMs(5), TimestampMs(3)]);
+        assert_eq!(turns.next(&BTreeSet::new(), 12), []);
+        assert_eq!(turns.next(&few, 1), [TimestampMs(5)]);
     }
 }

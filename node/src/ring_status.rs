@@ -129,7 +129,12 @@ fn state_text(state: Option<&MemberState>, registered: Option<&PlacementMember>)
     if registered.is_some_and(|r| r.generation != state.member.generation) {
         return "replaced";
     }
-    match state.liveness {
+    liveness_text(state.liveness)
+}
+
+/// What the operator reads of it.
+pub(crate) fn liveness_text(liveness: Liveness) -> &'static str {
+    match liveness {
         Liveness::Alive => "alive",
         Liveness::Suspect => "suspect",
         Liveness::Down => "down",

@@ -20,6 +20,7 @@
 //! * `shuffle`: tenants on few shards, whose number changes while their samples are kept.
 //! * `start`: a node that replays its log says so.
 //! * `lost_disk`: a data directory that went back in time is noticed by what others remember, and repaired.
+//! * `repair`: replicas that missed late samples get them.
 //! * `moves`: nodes join, drain, die and are replaced under load; shards move, and nothing acked is lost or missed.
 //! * `move_steps`: participants of a move die at its named steps, each once or several at a time, come back, and the
 //!   move goes on by itself.
@@ -46,6 +47,7 @@ mod queries;
 mod query_api;
 mod refusals;
 mod remote_write2;
+mod repair;
 mod road;
 mod shuffle;
 mod start;

@@ -1,7 +1,8 @@
 //! The operator's view of who owns what, and the doors to change it.
 //!
 //! Looking is free where it is cheap. Changing, and having shards digested, takes the `Authorization` header of
-//! somebody who knows the cluster's secret (`saturn_proto::operator`). What would lose data or a quorum is refused unless `force=true` is given.
+//! somebody who knows the cluster's secret (`saturn_proto::operator`). What would lose data or a quorum is refused
+//! unless `force=true` is given.
 
 use std::sync::Arc;
 
@@ -18,7 +19,6 @@ use saturn_ring::{
     ClusterCommand, ClusterMeta, Liveness, MemberChange, MoveStep, NodeId, Placement, PlannedMove,
     ShardRecord, Standing,
 };
-
 use sha2::{Digest as _, Sha256};
 
 use super::App;
@@ -30,6 +30,7 @@ use crate::authority::Authority;
 use crate::clock;
 use crate::raft::ProposeError;
 use crate::repair::Repairer;
+use crate::ring_status::liveness_text;
 use crate::transfer::{WindowDigests, Windows};
 
 pub(super) fn authority(app: &App) -> Result<&Authority, ApiError> {
@@ -67,13 +68,19 @@ pub(crate) async fn change(
     Ok(success_of(&report, &Notes::default()))
 }
 
-/// `POST /api/v1/admin/repair`: compares this node's shards with those of the others up to now, and takes what is
-/// lacking here. Once is enough; it happens by itself every quarter of an hour, of what is older than half a minute.
-pub(crate) async fn repair(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
+/// `POST /api/v1/admin/repair`: compares this node's shards, or the one that `shard` names, with those of the others up
+/// to now, and takes what is lacking here. Reads all of them. It happens by itself every quarter of an hour, of what is
+/// older than half a minute, and of what is older than a day in turn.
+pub(crate) async fn repair(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    params: Params,
+) -> Result<Response, ApiError> {
     check_operator(&app, &headers)?;
     let authority = authority(&app)?;
+    let shard = shard_in(&params, &authority.placement.load())?;
     let repairer = Repairer::new(authority.clone(), serving(&app)?.mover.transfers());
-    let repaired = repairer.round(TimestampMs(clock::unix_ms())).await;
+    let repaired = repairer.compare_all(shard, TimestampMs(clock::unix_ms())).await;
     let report = RepairReport { shards: repaired.shards, failed: repaired.failed, taken: repaired.taken };
     Ok(success_of(&report, &Notes::default()))
 }
@@ -253,14 +260,7 @@ pub(crate) async fn shards(
     }
     let authority = authority(&app)?;
     let placement = authority.placement.load();
-    let wanted = params.get("shard").map(str::parse::<u16>).transpose();
-    let wanted = wanted.map_err(|_| ApiError::parameter("shard", "want the number of a shard"))?;
-    if let Some(wanted) = wanted.filter(|wanted| *wanted >= placement.shard_count()) {
-        return Err(ApiError::not_found(format!(
-            "there is no shard {wanted}, only {}",
-            placement.shard_count()
-        )));
-    }
+    let wanted = shard_in(&params, &placement)?;
     let coming = app.serving.get().map(|serving| serving.mover.status()).unwrap_or_default();
     let report = |(shard, record): (ShardId, &ShardRecord)| {
         let progress = coming.iter().find(|status| status.shard == shard).map(|status| MoveProgress {
@@ -274,7 +274,7 @@ pub(crate) async fn shards(
     };
     let all = (0..).map(ShardId).zip(&placement.shards);
     let mut reports: Vec<ShardReport> =
-        all.filter(|(shard, _)| wanted.is_none_or(|wanted| wanted == shard.0)).map(report).collect();
+        all.filter(|(shard, _)| wanted.is_none_or(|wanted| wanted == *shard)).map(report).collect();
     if is_digest_wanted {
         let transfers = serving(&app)?.mover.transfers();
         for report in &mut reports {
@@ -284,6 +284,18 @@ pub(crate) async fn shards(
         }
     }
     Ok(success_of(&reports, &Notes::default()))
+}
+
+/// The shard that the parameters name, if they do.
+fn shard_in(params: &Params, placement: &Placement) -> Result<Option<ShardId>, ApiError> {
+    let shard = params.get("shard").map(str::parse::<u16>).transpose();
+    let shard = shard.map_err(|_| ApiError::parameter("shard", "want the number of a shard"))?;
+    match shard {
+        Some(shard) if shard >= placement.shard_count() => {
+            Err(ApiError::not_found(format!("there is no shard {shard}, only {}", placement.shard_count())))
+        }
+        shard => Ok(shard.map(ShardId)),
+    }
 }
 
 fn shard_report(
@@ -369,13 +381,7 @@ pub(crate) async fn owners(
     let owner = |id: &NodeId, role: String| OwnerReport {
         node: id.to_string(),
         zone: placement.members.iter().find(|m| m.id == *id).map(|m| m.zone.to_string()).unwrap_or_default(),
-        state: match view.member(id).map(|state| state.liveness) {
-            Some(Liveness::Alive) => "alive",
-            Some(Liveness::Suspect) => "suspect",
-            Some(Liveness::Down) => "down",
-            None => "unknown",
-        }
-        .into(),
+        state: view.member(id).map_or("unknown", |state| liveness_text(state.liveness)).into(),
         role,
     };
     let slots = record.slots.iter().enumerate().map(|(slot, id)| owner(id, format!("slot {slot}")));
