@@ -297,6 +297,17 @@ impl Cluster {
         self.wait_node_ready(index).await
     }
 
+    /// Starts a node that does not run, and which must end by itself, with an error. Returns what it said.
+    pub async fn refused(&mut self, index: usize) -> Result<String> {
+        self.spawn(index)?;
+        let process = self.process(index)?;
+        let status = process.wait_end(READY_LIMIT).await?;
+        let text = process.log_text();
+        self.nodes[index].process = None;
+        ensure!(status.code().is_some_and(|code| code != 0), "it ended with {status}:\n{text}");
+        Ok(text)
+    }
+
     /// Starts a node that does not run so that it dies when it first comes to a step of a move (`saturn_ring::steps`),
     /// and waits until it can serve or has died there.
     pub async fn start_to_die(&mut self, index: usize, step: &str) -> Result<()> {

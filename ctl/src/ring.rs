@@ -61,7 +61,8 @@ pub(crate) enum RingCommand {
         #[command(flatten)]
         how: How,
     },
-    /// Move all shards of one node to another, which has joined before. The old one may be dead.
+    /// Move all shards of one node to another, which has joined before. The old one may be dead. Twice the same name:
+    /// an empty data directory takes the place of a lost one, once the node was started with it and refused.
     Replace {
         /// Who goes.
         old: String,
@@ -264,9 +265,6 @@ fn show_plan(plan: &PlanReport, output: Output) -> anyhow::Result<()> {
 }
 
 fn describe_plan(plan: &PlanReport) -> String {
-    if plan.moves.is_empty() && plan.losses.is_empty() {
-        return "No shard has to move.\n".to_owned();
-    }
     let mut pairs: Vec<(String, String, usize)> = Vec::new();
     for planned in &plan.moves {
         match pairs.iter_mut().find(|(from, to, _)| *from == planned.from && *to == planned.to) {
@@ -277,12 +275,15 @@ fn describe_plan(plan: &PlanReport) -> String {
     pairs.sort();
     let rows: Vec<Vec<String>> =
         pairs.into_iter().map(|(from, to, count)| vec![from, to, count.to_string()]).collect();
-    let mut text = layout(&["FROM", "TO", "SHARDS"], &rows);
-    text += &format!("\n{} moves, about {} MiB", plan.moves.len(), plan.bytes >> 20);
-    if let Some(seconds) = plan.seconds {
-        text += &format!(", at least {seconds:.0} s at the rate that is set");
+    let mut text = "No shard has to move.\n".to_owned();
+    if !rows.is_empty() {
+        text = layout(&["FROM", "TO", "SHARDS"], &rows);
+        text += &format!("\n{} moves, about {} MiB", plan.moves.len(), plan.bytes >> 20);
+        if let Some(seconds) = plan.seconds {
+            text += &format!(", at least {seconds:.0} s at the rate that is set");
+        }
+        text += ".\n";
     }
-    text += ".\n";
     plan.risks.iter().for_each(|risk| text += &format!("Risk: {risk}.\n"));
     plan.losses.iter().for_each(|loss| text += &format!("Loss: {loss}.\n"));
     text

@@ -205,7 +205,11 @@ async fn ask_memory(
 
 /// Comes back when the cluster has confirmed that this node, with its very disk, is a member: before, it serves
 /// nothing. A node that the cluster does not know joins it.
-pub(crate) async fn become_member(authority: &Authority, joining: &Joining) -> anyhow::Result<()> {
+pub(crate) async fn become_member(
+    authority: &Authority,
+    joining: &Joining,
+    lacking: &Lacking,
+) -> anyhow::Result<()> {
     let former = joining.data.load_losses()?.former.map(Generation);
     loop {
         let placement = authority.placement.load();
@@ -219,7 +223,16 @@ pub(crate) async fn become_member(authority: &Authority, joining: &Joining) -> a
         let why = match listed {
             None if joining.data.was_member() => bail!(forgotten(&joining.me.id)),
             Some(listed) if *listed == wanted => match confirm(authority).await {
-                Ok(()) => return joining.data.remember_membership(),
+                Ok(()) => {
+                    if stands_in(authority, joining) {
+                        tracing::warn!(
+                            "this data directory takes the place of one that is lost, and is filled by the others"
+                        );
+                        joining.data.note_stand_in()?;
+                        lacking.stand_in();
+                    }
+                    return joining.data.remember_membership();
+                }
                 Err(Unconfirmed::No(reason)) => bail!(reason),
                 Err(Unconfirmed::Unknown(why)) => why,
             },
@@ -241,6 +254,13 @@ pub(crate) async fn become_member(authority: &Authority, joining: &Joining) -> a
         joining.waiting_for.send_replace(format!("waiting for the cluster to confirm this node: {why}"));
         tokio::time::sleep(CONFIRM_EVERY).await;
     }
+}
+
+/// Whether this directory, new to the cluster, has been given slots that another one filled before: whoever is new
+/// otherwise holds none, but for the founders, whose member list is the first.
+fn stands_in(authority: &Authority, joining: &Joining) -> bool {
+    let placement = authority.placement.load();
+    !joining.data.was_member() && placement.version > 1 && placement.slots_of(&authority.me) > 0
 }
 
 pub(crate) fn forgotten(me: &NodeId) -> String {

@@ -11,6 +11,9 @@
 //! once (`MemberChange::Renew`). It keeps its samples, stores what is written, and answers no reads of a shard before it
 //! has taken all that the shard's other nodes have of it (`repair.rs`).
 //!
+//! A directory that is lost altogether is replaced by an empty one under the same name when the operator says so
+//! (`saturnctl ring replace NODE NODE`); it is filled in the same way.
+//!
 //! A loss goes unnoticed if nobody who remembers is left, and if it is of the last moment before the end of a process that
 //! had acknowledged writes which it coordinated itself: others hear of its own part with the next packet only.
 
@@ -121,6 +124,8 @@ pub(crate) fn position_from(message: &peer::DurablePosition) -> DurablePosition 
 /// The shards of which this node may lack what it had acknowledged: it answers no reads of them.
 #[derive(Debug, Default)]
 pub(crate) struct Lacking {
+    /// How many there are in all.
+    all: u16,
     shards: RwLock<BTreeSet<ShardId>>,
     left: Gauge,
     losses: Counter,
@@ -129,10 +134,10 @@ pub(crate) struct Lacking {
 impl Lacking {
     /// Of a node whose disk has had these losses, in a cluster of so many shards.
     pub(crate) fn new(losses: Losses, shards: u16, registry: &mut Registry) -> Self {
-        let lacking = Self::default();
+        let lacking = Self { all: shards, ..Self::default() };
         lacking.losses.inc_by(u64::from(losses.noticed));
         if losses.is_lacking {
-            lacking.add((0..shards).map(ShardId));
+            lacking.add_all();
         }
         let registry = registry.sub_registry_with_prefix("saturn_node");
         let help = "Times that this data directory had lost what was acknowledged when the node started";
@@ -140,6 +145,16 @@ impl Lacking {
         let help = "Shards not read from here until what the disk has lost was taken from their other nodes";
         registry.register("lacking_shards", help, lacking.left.clone());
         lacking
+    }
+
+    /// The directory has just taken the place of one that is lost.
+    pub(crate) fn stand_in(&self) {
+        self.losses.inc();
+        self.add_all();
+    }
+
+    fn add_all(&self) {
+        self.add((0..self.all).map(ShardId));
     }
 
     /// These shards are not to be read from here.

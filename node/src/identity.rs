@@ -81,6 +81,11 @@ impl DataDir {
         self.save_losses(Losses { noticed, is_lacking: true, former: Some(self.generation.0) })
     }
 
+    /// Notes that the directory takes the place of one that is lost: it is still to get what that one held.
+    pub(crate) fn note_stand_in(&self) -> anyhow::Result<()> {
+        self.save_losses(Losses { noticed: 1, is_lacking: true, former: None })
+    }
+
     /// Forgets what this node had decided with others, and then gives the directory another generation.
     fn renew(&mut self, node: NodeFile) -> anyhow::Result<()> {
         let raft = self.raft_path();

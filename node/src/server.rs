@@ -12,7 +12,7 @@ use saturn_proto::operator;
 use saturn_proto::peer::peer_server::PeerServer;
 use saturn_query_frontend::{Frontend, Settings as FrontendSettings};
 use saturn_replication::{Coordinator, PlacementHandle, Settings as ReplicationSettings};
-use saturn_ring::{KeyRing, Member, Membership, MembershipConfig, NodeId, Spreads, Zone};
+use saturn_ring::{KeyRing, Member, Membership, MembershipConfig, NodeId, Placement, Spreads, Zone};
 use saturn_storage::{Engine, EngineOptions, GroupLog, OpenProgress, Opening};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -262,11 +262,6 @@ async fn until_true(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;
 }
 
-/// Whether this node may found groups: one that has lost its part in them could found them twice.
-fn founding(losses: Losses) -> Founding {
-    if losses.noticed == 0 { Founding::Possible } else { Founding::Over }
-}
-
 impl Node {
     /// Opens the storage, and says meanwhile how far that is.
     async fn open_engine(&self, opening: Opening, waiting_for: &watch::Sender<String>) -> anyhow::Result<()> {
@@ -411,10 +406,11 @@ impl Node {
         let authority = self.authority(&placement).await?;
         let _ = self.groups.set(Arc::clone(&authority.groups));
         let _ = self.authority.set(authority.clone());
-        let _shepherd = Task::spawn(Shepherd::new(authority.clone(), founding(losses)).run());
+        let founding = self.founding(losses, &placement.load());
+        let _shepherd = Task::spawn(Shepherd::new(authority.clone(), founding).run());
         let following = shepherd::follow(authority.clone(), self.gossip.clone());
         let serving = async {
-            cluster::become_member(&authority, joining).await?;
+            cluster::become_member(&authority, joining, &lacking).await?;
             let mover = self.open_doors(&authority, &joining.positions, (admission, &lacking));
             tracing::info!(
                 cluster = %placement.load().cluster,
@@ -431,6 +427,13 @@ impl Node {
         let (me, view) = (self.me.clone(), self.view.clone());
         let watching = cluster::watch_for_strangers(Arc::clone(&placement), me, self.started, view);
         tokio::try_join!(following, serving, watching).map(|((), (), ())| ())
+    }
+
+    /// Whether this node may found groups: one that has lost its part in them could found them twice, and so could one
+    /// whose empty directory takes the place of a lost one.
+    fn founding(&self, losses: Losses, placement: &Placement) -> Founding {
+        let was_there = self.data.was_member() || placement.version == 1;
+        if losses.noticed == 0 && was_there { Founding::Possible } else { Founding::Over }
     }
 
     /// Brings up what this node takes part in deciding.

@@ -91,8 +91,8 @@ pub enum MemberError {
     NoSuchMember(NodeId),
     /// Its data directory is not the one that the cluster knows.
     #[error(
-        "the cluster knows {0} with a data directory of another generation: bring that back, or start the new one \
-         under an id of its own and replace {0} by it"
+        "the cluster knows {0} with a data directory of another generation: bring that back; if it is lost, let this \
+         one take its place (saturnctl ring replace {0} {0}), and start {0} again"
     )]
     OtherGeneration(NodeId),
     /// The shards would have fewer nodes than replicas.

@@ -1,6 +1,7 @@
 //! A disk that has lost what a node had acknowledged: the others remember, and it is repaired before it is read again.
 //!
-//! The loss is made by putting an older copy of a data directory in its place while the node is down.
+//! The loss is made by putting an older copy of a data directory in its place while the node is down; or nothing at all:
+//! then the operator lets an empty one take its place.
 
 use std::path::Path;
 use std::process::Command;
@@ -129,5 +130,44 @@ async fn an_older_copy_of_a_data_directory_is_noticed_and_repaired() -> Result<(
     repaired(&cluster, 2).await?;
     cluster.kill9(1)?;
     lost.check(&cluster.endpoint(2, TENANT)).await?;
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_data_directory_takes_the_place_of_a_lost_one_when_the_operator_says_so() -> Result<()> {
+    let mut cluster = Cluster::start(3).await?;
+    let written = write(&cluster, 1, 200).await?;
+    cluster.tolerate(Tolerance::Errors);
+    cluster.kill9(2)?;
+    let (id, data_dir) = (cluster.nodes()[2].id.clone(), cluster.nodes()[2].data_dir.clone());
+    let replace = ["ring", "replace", &id, &id, "--yes"];
+    let refused = cluster.saturnctl(0, &replace).expect_err("nobody heard of another one");
+    ensure!(format!("{refused:#}").contains("no other data directory"), "{refused:#}");
+
+    let lost = cluster.folder().join("lost");
+    std::fs::rename(&data_dir, &lost)?;
+    let text = cluster.refused(2).await?;
+    ensure!(text.contains(&format!("saturnctl ring replace {id} {id}")), "{text}");
+    let while_away = write(&cluster, 2, 50).await?;
+    cluster.saturnctl(0, &replace)?;
+    cluster.restart(2).await?;
+    ensure!(metric(&cluster, 2, "saturn_node_disk_losses_total").await? == 1);
+    repaired(&cluster, 2).await?;
+    placement::equal_replicas(&cluster, &[0, 1, 2]).await?;
+
+    // What was lost is not let in again, and the new one is a member like any other.
+    cluster.terminate(2).await?;
+    cluster.set_data_dir(2, &lost);
+    let text = cluster.refused(2).await?;
+    ensure!(text.contains("a data directory of another generation"), "{text}");
+    cluster.set_data_dir(2, &data_dir);
+    cluster.restart(2).await?;
+    ensure!(metric(&cluster, 2, "saturn_node_lacking_shards").await? == 0);
+    cluster.kill9(0)?;
+    for history in [&written, &while_away] {
+        history.check(&cluster.endpoint(2, TENANT)).await?;
+        history.check(&cluster.endpoint(1, TENANT)).await?;
+    }
+    cluster.restart(0).await?;
     cluster.finish().await
 }

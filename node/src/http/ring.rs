@@ -16,8 +16,8 @@ use saturn_proto::report::{
     ShardReport, SlotMoveReport,
 };
 use saturn_ring::{
-    ClusterCommand, ClusterMeta, Liveness, MemberChange, MoveStep, NodeId, Placement, PlannedMove,
-    ShardRecord, Standing,
+    ClusterCommand, ClusterMeta, Liveness, MemberChange, MemberError, MoveStep, NodeId, Placement,
+    PlannedMove, ShardRecord, Standing,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -49,7 +49,7 @@ pub(crate) async fn change(
     let action = path.iter().find(|(name, _)| *name == "action").map_or("", |(_, action)| action);
     let authority = authority(&app)?;
     let placement = authority.placement.load();
-    let change = change_from(action, &params)?;
+    let change = change_from(authority, action, &params)?;
     let report = report_plan(&app, authority, &placement, Some(&change)).await?;
     let is_forced = params.get("force") == Some("true");
     if !report.losses.is_empty() && !is_forced {
@@ -108,23 +108,43 @@ fn node(params: &Params, name: &'static str) -> Result<NodeId, ApiError> {
     NodeId::new(text).map_err(|e| ApiError::parameter(name, &e.to_string()))
 }
 
-fn change_from(action: &str, params: &Params) -> Result<MemberChange, ApiError> {
+fn change_from(authority: &Authority, action: &str, params: &Params) -> Result<MemberChange, ApiError> {
     Ok(match action {
         "drain" => MemberChange::Stand(node(params, "node")?, Standing::Draining),
         "undrain" => MemberChange::Stand(node(params, "node")?, Standing::Active),
         "forget" => MemberChange::Forget(node(params, "node")?),
-        "replace" => MemberChange::Replace { old: node(params, "old")?, new: node(params, "new")? },
+        "replace" => {
+            let (old, new) = (node(params, "old")?, node(params, "new")?);
+            if old == new { renewal(authority, new)? } else { MemberChange::Replace { old, new } }
+        }
         "pause" => MemberChange::Pause(true),
         "resume" => MemberChange::Pause(false),
         other => return Err(ApiError::not_found(format!("there is no action {other:?}"))),
     })
 }
 
+/// Another data directory takes the place of the one that the cluster knows of a node: the one that was heard of.
+fn renewal(authority: &Authority, id: NodeId) -> Result<MemberChange, ApiError> {
+    let placement = authority.placement.load();
+    let listed = placement.members.iter().find(|member| member.id == id);
+    let Some(former) = listed.map(|member| member.generation) else {
+        return Err(ApiError::bad_data(MemberError::NoSuchMember(id).to_string()));
+    };
+    let view = authority.groups.control().view();
+    let heard = view.borrow().member(&id).map(|state| state.member.generation);
+    match heard.filter(|generation| *generation != former) {
+        Some(generation) => Ok(MemberChange::Renew { id, former, generation }),
+        None => Err(ApiError::conflict(format!(
+            "no other data directory of {id} was heard of: start {id} with an empty one, which is refused, and repeat this"
+        ))),
+    }
+}
+
 /// `GET /api/v1/status/ring/plan`: the moves that are still to begin, or with `action` and its parameters those that
 /// the action would ask for.
 pub(crate) async fn plan(State(app): State<Arc<App>>, params: Params) -> Result<Response, ApiError> {
     let authority = authority(&app)?;
-    let change = params.get("action").map(|action| change_from(action, &params)).transpose()?;
+    let change = params.get("action").map(|action| change_from(authority, action, &params)).transpose()?;
     let placement = authority.placement.load();
     let report = report_plan(&app, authority, &placement, change.as_ref()).await?;
     Ok(success_of(&report, &Notes::default()))
@@ -146,6 +166,9 @@ async fn report_plan(
             members: placement.members.clone(),
             ..ClusterMeta::default()
         };
+        if let MemberChange::Renew { id, .. } = change {
+            losses = quorums_lost(authority, placement, id);
+        }
         if let MemberChange::Forget(id) = change {
             losses = losses_of(authority, placement, id);
             // What is forgotten by force is drained first.
@@ -188,23 +211,31 @@ fn move_report(planned: PlannedMove) -> PlannedMoveReport {
 
 /// What stops when a node is forgotten that still holds slots.
 fn losses_of(authority: &Authority, placement: &Placement, id: &NodeId) -> Vec<String> {
-    let held: Vec<&ShardRecord> = placement.shards.iter().filter(|record| record.is_writer(id)).collect();
-    if held.is_empty() {
+    let held = placement.shards.iter().filter(|record| record.is_writer(id)).count();
+    if held == 0 {
         return Vec::new();
     }
+    let mut losses = vec![format!("{id} still holds {held} shards, whose copies there are given up")];
+    losses.extend(quorums_lost(authority, placement, id));
+    losses
+}
+
+/// What is lost if a node's copies are gone.
+fn quorums_lost(authority: &Authority, placement: &Placement, id: &NodeId) -> Vec<String> {
     let view = authority.groups.control().view();
     let view = view.borrow();
     let alive = |record: &&ShardRecord| {
         record.slots.iter().filter(|node| *node != id && view.is_alive(node)).count() < record.quorum()
     };
-    let without_quorum = held.iter().copied().filter(alive).count();
-    let mut losses = vec![format!("{id} still holds {} shards, whose copies there are given up", held.len())];
-    if without_quorum > 0 {
-        losses.push(format!(
-            "{without_quorum} shards would be left without a quorum: what only {id} has of them is lost"
-        ));
+    let held = placement.shards.iter().filter(|record| record.is_writer(id));
+    match held.filter(alive).count() {
+        0 => Vec::new(),
+        shards => {
+            vec![format!(
+                "{shards} shards would be left without a quorum: what only {id} has of them is lost"
+            )]
+        }
     }
-    losses
 }
 
 /// What may go wrong while the moves are under way.
