@@ -364,7 +364,7 @@ async fn wait(
             match output {
                 Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
                 Output::Table => {
-                    eprintln!();
+                    eprintln!("\r{} {most} of {most} moves{:20}", bar(most, most), "");
                     print!("{}", describe(&report));
                 }
             }
