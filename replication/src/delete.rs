@@ -2,8 +2,8 @@
 //!
 //! What is deleted is part of the shard's record (`ring/src/record.rs`), and a node that adopts a record has first
 //! done its deletions. So a deletion is in force once enough of the shard's nodes have adopted the record
-//! ([`ShardRecord::is_in_force`]): no read is complete, and no write acknowledged, under an older one. The other nodes adopt it before they
-//! serve anything again.
+//! ([`ShardRecord::is_in_force`]): no read is complete, and no write acknowledged, under an older one. The other nodes
+//! adopt it before they serve anything again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

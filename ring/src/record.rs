@@ -16,7 +16,8 @@
 //! What is deleted in the shard is part of the record, too: a deletion is a new epoch, and a node that adopts it has
 //! first done the deletion. So the fence that keeps an old owner out also keeps out whoever has not deleted yet: no
 //! read is complete and no write is acknowledged with it, and nobody fetches from it. Once all nodes are known to have
-//! done it, the record forgets it ([`ShardRecord::settle`]).
+//! done it, the record forgets it ([`ShardRecord::settle`]). `ring/tests/it/deletion_model.rs` explores all orders of
+//! one deletion with this code, and of a move that is under way meanwhile.
 //!
 //! Pure: a transition is a function of the record and the evidence for it.
 

@@ -4,11 +4,10 @@
 //! The records, fences, quorums and conditions are those of the shipped code, tabulated. A variant leaves a rule out;
 //! each rule is there because a counter-example appears without it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-
 use saturn_ring::{Access, Epoch, Fence, NodeId, ShardRecord, fence};
 
-const NAMES: [&str; 4] = ["A", "B", "C", "D"];
+use crate::search::{self, NAMES, mask, node, nodes};
+
 const C: u8 = 4;
 const D: u8 = 8;
 /// No record yet.
@@ -76,21 +75,6 @@ struct Table {
     read_refused: [[[bool; 5]; 4]; 5],
 }
 
-fn node(index: usize) -> NodeId {
-    NodeId::new(NAMES[index]).expect("valid")
-}
-
-fn nodes(mask: u8) -> BTreeSet<NodeId> {
-    (0..4).filter(|index| mask & 1 << index != 0).map(node).collect()
-}
-
-fn mask<'a>(members: impl Iterator<Item = &'a NodeId>) -> u8 {
-    let bit = |member: &NodeId| {
-        1_u8 << NAMES.iter().position(|name| *name == member.as_str()).expect("one of four")
-    };
-    members.map(bit).fold(0, |all, bit| all | bit)
-}
-
 impl Table {
     fn new() -> Self {
         let stable = ShardRecord::stable(Epoch(1), (0..3).map(node).collect());
@@ -154,8 +138,7 @@ fn past(rules: Rules, record: u8) -> Vec<u8> {
     }
 }
 
-fn successors(table: &Table, rules: Rules, s: &State) -> Vec<(State, String)> {
-    let mut next = Vec::new();
+fn successors(table: &Table, rules: Rules, s: &State, next: &mut Vec<(State, String)>) {
     if s.write == NONE {
         for view in past(rules, s.record) {
             next.push((
@@ -165,7 +148,7 @@ fn successors(table: &Table, rules: Rules, s: &State) -> Vec<(State, String)> {
         }
     }
     for index in 0..4 {
-        node_steps(table, rules, s, index, &mut next);
+        node_steps(table, rules, s, index, next);
     }
     if s.write != NONE && !s.acked && table.is_quorum(rules, s.write.into(), s.acks) {
         next.push((State { acked: true, ..*s }, "the write is acked".into()));
@@ -194,7 +177,6 @@ fn successors(table: &Table, rules: Rules, s: &State) -> Vec<(State, String)> {
     if usize::from(s.record) == ABORTED && usize::from(s.known[3]) == ABORTED && s.holders & D != 0 {
         next.push((State { holders: s.holders & !D, ..*s }, "D deletes its copy".into()));
     }
-    next
 }
 
 /// What one node may do next.
@@ -263,34 +245,12 @@ fn explore(rules: Rules) -> (usize, Option<String>) {
         read: NONE,
         misses: 0,
     };
-    let mut seen: HashMap<State, Option<(State, String)>> = HashMap::from([(first, None)]);
-    let mut queue = VecDeque::from([first]);
-    while let Some(state) = queue.pop_front() {
-        assert!(seen.len() < STATES_MAX, "the search does not end");
-        let lost = state.acked && state.holders & table.writers[state.record as usize] & !state.lost == 0;
-        let missed = state.acked && state.misses.count_ones() >= 2;
-        if lost || missed {
-            let what = if lost { "LOST" } else { "MISSED" };
-            return (seen.len(), Some(format!("{what}: {}", story(&seen, state))));
-        }
-        for (next, step) in successors(&table, rules, &state) {
-            if let std::collections::hash_map::Entry::Vacant(entry) = seen.entry(next) {
-                entry.insert(Some((state, step)));
-                queue.push_back(next);
-            }
-        }
-    }
-    (seen.len(), None)
-}
-
-fn story(seen: &HashMap<State, Option<(State, String)>>, mut state: State) -> String {
-    let mut steps = Vec::new();
-    while let Some((before, step)) = &seen[&state] {
-        steps.push(step.as_str());
-        state = *before;
-    }
-    steps.reverse();
-    steps.join("; ")
+    let verdict = |s: &State| {
+        let lost = s.acked && s.holders & table.writers[s.record as usize] & !s.lost == 0;
+        let missed = s.acked && s.misses.count_ones() >= 2;
+        lost.then_some("LOST").or(missed.then_some("MISSED"))
+    };
+    search::explore([first], STATES_MAX, |state, next| successors(&table, rules, state, next), verdict)
 }
 
 #[test]
