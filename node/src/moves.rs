@@ -203,7 +203,7 @@ impl Mover {
     /// move does not depend on it.
     async fn complete(&self, shard: ShardId, record: &ShardRecord, fenced: &BTreeSet<NodeId>) {
         let until = TimestampMs(clock::unix_ms());
-        let windows = Windows { starts: latest_windows(until), until };
+        let windows = Windows { starts: latest_windows(until), ..Windows::until(until) };
         let compared = async {
             let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), windows).await?;
             for node in fenced {

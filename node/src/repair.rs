@@ -229,12 +229,13 @@ impl Repairer {
     ) -> anyhow::Result<()> {
         let meta = self.authority.groups.shard_meta(shard).unwrap_or_default();
         let windows = match extent {
-            Extent::All => Windows { starts: Vec::new(), until },
+            Extent::All => Windows::until(until),
             Extent::Turn => {
                 let latest = latest_windows(until);
                 let older = self.older_windows(shard, record, latest[0]).await;
                 let mut turns = self.turns.lock();
-                Windows { starts: turns.entry(shard).or_default().next(older, latest, &meta), until }
+                let starts = turns.entry(shard).or_default().next(older, latest, &meta);
+                Windows { starts, ..Windows::until(until) }
             }
         };
         let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), windows).await?;

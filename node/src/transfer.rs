@@ -2,8 +2,8 @@
 //!
 //! [`Transfers::pull_shard`] reads a stream of frames and hands them to the storage engine's importer, in a thread of
 //! its own, many frames at a time: each batch becomes one segment per window. A connection that breaks is opened anew
-//! behind the last frame that came. The place is kept in memory only: after a restart of this process a pull begins
-//! from the start, which is harmless, as taking the same samples twice changes nothing.
+//! behind the last frame that came. After a restart of this process a pull goes on by comparing: windows that are the same
+//! here and there are not fetched once more. Taking the same samples twice changes nothing.
 //!
 //! This module does not decide who takes what from whom: it refuses what the source's fence refuses, and says why.
 
@@ -65,12 +65,20 @@ pub(crate) struct Windows {
     pub(crate) starts: Vec<TimestampMs>,
     /// Samples from here on do not count.
     pub(crate) until: TimestampMs,
+    /// Whether the appends under way are waited for, before and after: what counts is durable then, and nothing comes
+    /// any more that was let in under an older record. Costs those who append a moment.
+    pub(crate) settled: bool,
 }
 
 impl Windows {
     /// All samples.
     pub(crate) fn all() -> Self {
-        Self { starts: Vec::new(), until: TimestampMs(i64::MAX) }
+        Self::until(TimestampMs(i64::MAX))
+    }
+
+    /// All samples before a time.
+    pub(crate) fn until(until: TimestampMs) -> Self {
+        Self { starts: Vec::new(), until, settled: false }
     }
 }
 
@@ -207,6 +215,9 @@ impl Transfers {
     /// node must hold it as well, and have done the same deletions until the end.
     /// When this returns without an error, that is durable and visible here. After any return nothing more is stored.
     ///
+    /// If this node has something of the shard already, as from an attempt that a crash has ended, only the windows that
+    /// differ are fetched.
+    ///
     /// # Errors
     /// What to do about each says [`TransferError`].
     pub(crate) async fn pull_shard(
@@ -216,7 +227,33 @@ impl Transfers {
         progress: &watch::Sender<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<Pulled, TransferError> {
-        self.pull((shard, epoch), source, Extent::Whole, progress, cancel).await
+        let windows = tokio::select! {
+            windows = self.missing_windows((shard, epoch), source) => windows,
+            () = cancelled(cancel.clone()) => return Err(TransferError::Cancelled),
+        };
+        // If they cannot be compared, the stream will say why.
+        let extent = Extent { windows: windows.unwrap_or_default(), whole: true };
+        self.pull((shard, epoch), source, extent, progress, cancel).await
+    }
+
+    /// The windows to be fetched from a source; none: all.
+    async fn missing_windows(
+        &self,
+        (shard, epoch): (ShardId, Epoch),
+        source: &NodeId,
+    ) -> Result<Vec<TimestampMs>, TransferError> {
+        if !self.peers.replica.engine.holds_shard(shard) {
+            return Ok(Vec::new());
+        }
+        let windows = Windows { settled: true, ..Windows::all() };
+        let theirs = self.remote_digests((shard, epoch), source, &windows).await?;
+        let mine = self.local_digests(shard, &windows).await?;
+        let mut missing = differing_windows(&mine, &theirs);
+        if missing.is_empty() {
+            // Exemplars and metadata are not compared; they come with any window.
+            missing.extend(theirs.into_keys().next_back());
+        }
+        Ok(missing)
     }
 
     /// As [`Transfers::pull_shard`], but of these windows only. A source gives what it has, even if it may lack what it
@@ -232,7 +269,7 @@ impl Transfers {
         progress: &watch::Sender<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<Pulled, TransferError> {
-        self.pull((shard, epoch), source, Extent::Windows(windows), progress, cancel).await
+        self.pull((shard, epoch), source, Extent { windows, whole: false }, progress, cancel).await
     }
 
     async fn pull(
@@ -241,7 +278,7 @@ impl Transfers {
         source: &NodeId,
         extent: Extent,
         progress: &watch::Sender<Progress>,
-        mut cancel: watch::Receiver<bool>,
+        cancel: watch::Receiver<bool>,
     ) -> Result<Pulled, TransferError> {
         let (work, inbox) = mpsc::channel(FRAMES_WAITING_MAX);
         let engine = self.peers.replica.engine.clone();
@@ -249,14 +286,11 @@ impl Transfers {
         let record = placement.record(shard).filter(|record| record.epoch == epoch);
         let deleted_through = record.ok_or(TransferError::Changed)?.deleted_through().0;
         let import = tokio::task::spawn_blocking(move || import(&engine, (shard, deleted_through), inbox));
-        let mut pull = Pull::new(self, (shard, epoch), source, progress, work);
-        match extent {
-            Extent::Whole => pull.whole = true,
-            Extent::Windows(windows) => pull.windows = windows,
-        }
+        let transfers = self;
+        let mut pull = Pull { transfers, shard, epoch, source, progress, work, cursor: None, extent };
         let received = tokio::select! {
             received = pull.receive_all() => received,
-            Ok(_) = cancel.wait_for(|cancelled| *cancelled) => Err(Ended::Final(TransferError::Cancelled)),
+            () = cancelled(cancel) => Err(Ended::Final(TransferError::Cancelled)),
         };
         // The importer ends when nothing can come any more.
         drop(pull);
@@ -287,6 +321,7 @@ impl Transfers {
             shard: Some(shard_message(shard, epoch)),
             start_ms: windows.starts.iter().map(|window| window.0).collect(),
             until_ms: windows.until.0,
+            settled: windows.settled,
         };
         let reply = client.shard_digest(request).await.map_err(|status| match Ended::from(&status) {
             Ended::Final(error) => error,
@@ -341,8 +376,8 @@ impl Transfers {
         shard: ShardId,
         windows: &Windows,
     ) -> Result<WindowDigests, TransferError> {
-        let (engine, windows) = (self.peers.replica.engine.clone(), windows.clone());
-        let digests = tokio::task::spawn_blocking(move || source::digests(&engine, shard, &windows)).await;
+        let (replica, windows) = (self.peers.replica.clone(), windows.clone());
+        let digests = tokio::task::spawn_blocking(move || source::digests(&replica, shard, &windows)).await;
         Ok(digests.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
     }
 }
@@ -356,13 +391,20 @@ pub(crate) fn differing_windows(a: &WindowDigests, b: &WindowDigests) -> Vec<Tim
     windows
 }
 
+/// Returns when that is wanted; never when nobody is left who could want it.
+async fn cancelled(mut cancel: watch::Receiver<bool>) {
+    if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// How much is pulled.
 #[derive(Debug)]
-enum Extent {
-    /// All that the source ever acknowledged, or nothing.
-    Whole,
-    /// What it has of windows, by their first milliseconds.
-    Windows(Vec<TimestampMs>),
+struct Extent {
+    /// First milliseconds of the windows that are wanted; none: all.
+    windows: Vec<TimestampMs>,
+    /// Whether the source must have all that it ever acknowledged.
+    whole: bool,
 }
 
 /// One pull.
@@ -375,24 +417,10 @@ struct Pull<'a> {
     work: mpsc::Sender<Work>,
     /// Behind the last frame that came.
     cursor: Option<ExportCursor>,
-    /// Whether the source must have all that it ever acknowledged.
-    whole: bool,
-    /// The windows that are wanted; none: all.
-    windows: Vec<TimestampMs>,
+    extent: Extent,
 }
 
-impl<'a> Pull<'a> {
-    fn new(
-        transfers: &'a Transfers,
-        (shard, epoch): (ShardId, Epoch),
-        source: &'a NodeId,
-        progress: &'a watch::Sender<Progress>,
-        work: mpsc::Sender<Work>,
-    ) -> Self {
-        let windows = Vec::new();
-        Self { transfers, shard, epoch, source, progress, work, cursor: None, whole: false, windows }
-    }
-
+impl Pull<'_> {
     /// Reads stream after stream until all has come.
     async fn receive_all(&mut self) -> Result<(), Ended> {
         let (mut attempts, mut received) = (0, 0);
@@ -426,8 +454,8 @@ impl<'a> Pull<'a> {
                 .cursor
                 .map_or_else(bytes::Bytes::new, |cursor| bytes::Bytes::copy_from_slice(&cursor.to_bytes())),
             chunk_bytes: u32::try_from(EXPORT_CHUNK_BYTES_MAX).unwrap_or(u32::MAX),
-            whole: self.whole,
-            start_ms: self.windows.iter().map(|window| window.0).collect(),
+            whole: self.extent.whole,
+            start_ms: self.extent.windows.iter().map(|window| window.0).collect(),
         };
         let silent = |_| Ended::Broken(format!("nothing came for {FRAME_LIMIT:?}"));
         let stream = tokio::time::timeout(FRAME_LIMIT, client.stream_shard(request)).await;

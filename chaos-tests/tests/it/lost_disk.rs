@@ -159,7 +159,12 @@ async fn an_empty_data_directory_takes_the_place_of_a_lost_one_when_the_operator
     cluster.terminate(2).await?;
     cluster.set_data_dir(2, &lost);
     let text = cluster.refused(2).await?;
-    ensure!(text.contains("a data directory of another generation"), "{text}");
+    // What the others' member list says, or who was asked: whichever comes first.
+    let reasons = [
+        format!("another node has joined the cluster under the name of {id}"),
+        "of another generation".into(),
+    ];
+    ensure!(reasons.iter().any(|reason| text.contains(reason)), "{text}");
     cluster.set_data_dir(2, &data_dir);
     cluster.restart(2).await?;
     ensure!(metric(&cluster, 2, "saturn_node_lacking_shards").await? == 0);

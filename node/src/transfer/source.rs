@@ -10,9 +10,7 @@ use saturn_model::{ShardId, TimestampMs};
 use saturn_proto::{WireError, convert, peer};
 use saturn_replication::ShardRefusal;
 use saturn_ring::Epoch;
-use saturn_storage::{
-    EXPORT_BYTES_MAX, EXPORT_CHUNK_BYTES_MAX, Engine, ExportCursor, ExportScope, StorageError,
-};
+use saturn_storage::{EXPORT_BYTES_MAX, EXPORT_CHUNK_BYTES_MAX, ExportCursor, ExportScope, StorageError};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -75,7 +73,7 @@ pub(crate) fn digest_request_from(
     message: &peer::ShardDigestRequest,
 ) -> Result<((ShardId, Epoch), Windows), WireError> {
     let starts = message.start_ms.iter().map(|start| TimestampMs(*start)).collect();
-    let windows = Windows { starts, until: TimestampMs(message.until_ms) };
+    let windows = Windows { starts, until: TimestampMs(message.until_ms), settled: message.settled };
     Ok((shard_from(message.shard.as_ref())?, windows))
 }
 
@@ -218,10 +216,14 @@ fn bounded(bytes: Vec<u8>) -> Result<Vec<u8>, Stopped> {
 
 /// The digests of a shard that this node holds. Blocks.
 pub(super) fn digests(
-    engine: &Engine,
+    replica: &Replica,
     shard: ShardId,
     windows: &Windows,
 ) -> Result<WindowDigests, StorageError> {
+    let engine = &replica.engine;
+    if windows.settled {
+        replica.settle();
+    }
     let all =
         if windows.starts.is_empty() { engine.snapshot(shard).windows() } else { windows.starts.clone() };
     let mut digests = WindowDigests::new();
@@ -232,6 +234,9 @@ pub(super) fn digests(
             let hash = digest.iter().fold(Sha256::new(), |hash, sum| hash.chain_update(sum.to_le_bytes()));
             digests.insert(window, hash.finalize().into());
         }
+    }
+    if windows.settled {
+        replica.settle();
     }
     Ok(digests)
 }
@@ -246,7 +251,7 @@ async fn digest_reply(
     let compute = move || {
         let _permit = permit;
         replica.check_source(shard, epoch)?;
-        digests(&replica.engine, shard, &windows).map_err(|e| ShardRefusal::Failed(e.to_string()))
+        digests(&replica, shard, &windows).map_err(|e| ShardRefusal::Failed(e.to_string()))
     };
     let computed = tokio::task::spawn_blocking(compute).await;
     match computed.unwrap_or_else(|e| Err(ShardRefusal::Failed(format!("the digest task failed: {e}")))) {
