@@ -153,42 +153,41 @@ mod tests {
         assert!(plan.iter().any(|planned| planned.to == down), "the plan tests nothing");
     }
 
-    #[test]
-    fn a_move_to_a_lost_node_is_given_up_before_it_is_read_from_and_finished_after() {
+    /// Two shards on their way to a new node: one is not read from there yet, the other one is.
+    fn begun_and_activated() -> (Placement, ShardId, ShardId) {
         let mut placement = placement(&["a", "b", "c"], 3);
         placement.members.push(member("a9", "a"));
         let plan = placement.plan().expect("enough nodes");
-        let begun = placement.moves_to_begin(&plan, |_| true);
-        let (given_up, finished) = (begun[0].0, begun[1].0);
+        let begun = placement.moves_to_begin(&plan, |node| node.as_str() != "a2");
+        let to_target = |(_, step): &&(ShardId, Rebalance)| matches!(step, Rebalance::Begin { to, .. } if to.as_str() == "a9");
+        let shards: Vec<ShardId> = begun.iter().filter(to_target).map(|(shard, _)| *shard).collect();
         begin_all(&mut placement, begun);
-        let record = &mut placement.shards[usize::from(finished.0)];
+        let record = &mut placement.shards[usize::from(shards[1].0)];
         let all: BTreeSet<NodeId> = record.slots.iter().cloned().collect();
         *record = record.activate(&all, &all).expect("activates");
+        (placement, shards[0], shards[1])
+    }
+
+    fn unstuck(placement: &Placement, gone: &str) -> BTreeMap<ShardId, Rebalance> {
         let desired = placement.desired().expect("enough nodes");
-        let target = member("a9", "a").id;
-        assert_eq!(placement.moves_to_unstick(&desired, |_| false), []);
-        let unstuck: BTreeMap<ShardId, Rebalance> =
-            placement.moves_to_unstick(&desired, |node| *node == target).into_iter().collect();
-        assert_eq!(unstuck[&given_up], Rebalance::Abort);
-        assert_eq!(unstuck[&finished], Rebalance::Finish);
+        placement.moves_to_unstick(&desired, |node| node.as_str() == gone).into_iter().collect()
+    }
+
+    #[test]
+    fn a_move_to_a_lost_node_is_given_up_before_it_is_read_from_and_finished_after() {
+        let (placement, begun, activated) = begun_and_activated();
+        assert_eq!(unstuck(&placement, "nobody"), BTreeMap::new());
+        let unstuck = unstuck(&placement, "a9");
+        assert_eq!(unstuck[&begun], Rebalance::Abort);
+        assert_eq!(unstuck[&activated], Rebalance::Finish);
     }
 
     #[test]
     fn a_move_to_a_node_that_is_not_wanted_any_more_is_given_up_but_not_once_it_is_read_from() {
-        let mut placement = placement(&["a", "b", "c"], 3);
-        placement.members.push(member("a9", "a"));
-        let plan = placement.plan().expect("enough nodes");
-        let begun = placement.moves_to_begin(&plan, |_| true);
-        let (given_up, kept) = (begun[0].0, begun[1].0);
-        begin_all(&mut placement, begun);
-        let record = &mut placement.shards[usize::from(kept.0)];
-        let all: BTreeSet<NodeId> = record.slots.iter().cloned().collect();
-        *record = record.activate(&all, &all).expect("activates");
+        let (mut placement, begun, activated) = begun_and_activated();
         placement.members.retain(|known| known.id.as_str() != "a9");
-        let desired = placement.desired().expect("enough nodes");
-        let unstuck: BTreeMap<ShardId, Rebalance> =
-            placement.moves_to_unstick(&desired, |_| false).into_iter().collect();
-        assert_eq!(unstuck[&given_up], Rebalance::Abort);
-        assert_eq!(unstuck.get(&kept), None);
+        let unstuck = unstuck(&placement, "nobody");
+        assert_eq!(unstuck[&begun], Rebalance::Abort);
+        assert_eq!(unstuck.get(&activated), None);
     }
 }
