@@ -12,13 +12,15 @@ use crate::{Epoch, MoveError, MoveStep, NodeId, ShardRecord};
 
 /// Changes of a shard's record that are remembered.
 const HISTORY_MAX: usize = 32;
+/// Sealed windows that are remembered, the latest: eleven months. Each change of the state writes all of it.
+const SEALED_MAX: usize = 4096;
 
 /// A shard's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardMeta {
     /// Who owns it; none before the first command.
     pub record: Option<ShardRecord>,
-    /// Windows of which all replicas hold the same, by their first millisecond.
+    /// Windows of which all replicas hold the same, by their first millisecond: the latest ones.
     pub sealed: BTreeMap<i64, SealedWindow>,
     /// How the record became what it is, the latest last.
     pub history: VecDeque<RecordChange>,
@@ -143,6 +145,9 @@ impl ShardMeta {
                 if sealed.digest != Some(digest) {
                     *sealed = SealedWindow { generation: sealed.generation + 1, digest: Some(digest) };
                 }
+                while self.sealed.len() > SEALED_MAX {
+                    self.sealed.pop_first();
+                }
             }
         }
         Ok(())
@@ -223,6 +228,18 @@ mod tests {
             meta.sealed[&7_200_000].generation
         };
         assert_eq!([seal(1), seal(1), seal(2)], [1, 1, 2]);
+    }
+
+    #[test]
+    fn the_latest_sealed_windows_are_remembered() {
+        let mut meta = ShardMeta::default();
+        meta.apply(ShardCommand::Found(ShardRecord::stable(Epoch(1), vec![node("a")]))).expect("founds");
+        for number in 0..SEALED_MAX as i64 + 3 {
+            let window_ms = number * WINDOW_MS;
+            meta.apply(ShardCommand::Seal { epoch: Epoch(1), window_ms, digest: [1; 32] }).expect("seals");
+        }
+        assert_eq!(meta.sealed.len(), SEALED_MAX);
+        assert!(!meta.is_sealed(2 * WINDOW_MS) && meta.is_sealed(3 * WINDOW_MS));
     }
 
     #[test]
