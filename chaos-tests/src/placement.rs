@@ -85,6 +85,12 @@ pub async fn member_list_leader(cluster: &Cluster, ask: usize) -> Result<usize> 
     index_of(cluster, &status["leader"])
 }
 
+/// The indexes of the nodes that vote on the member list, as the node at `ask` sees it.
+pub async fn council(cluster: &Cluster, ask: usize) -> Result<BTreeSet<usize>> {
+    let status = Endpoint::plain(&cluster.url(ask)).data("/api/v1/status/ring", &[]).await?;
+    status["council"].as_array().context("council")?.iter().map(|id| index_of(cluster, id)).collect()
+}
+
 /// The indexes of the nodes that lead the shards' groups, as the node at `ask` sees it: of all that it takes part in,
 /// by shard.
 pub async fn shard_leaders(cluster: &Cluster, ask: usize) -> Result<Vec<usize>> {

@@ -559,6 +559,7 @@ mod tests {
             moves_planned: Some(0),
             is_paused: false,
             leader: Some("n1".into()),
+            council: vec!["n1".into(), "n2".into()],
             members: vec![member("n1", "alive"), member("n2", "down")],
         }
     }

@@ -59,6 +59,7 @@ impl RingStatus {
             moves_planned: placement.map_or(Some(0), |p| p.plan().ok().map(|plan| plan.len())),
             is_paused: self.groups.get().and_then(|g| g.cluster_meta()).is_some_and(|meta| meta.is_paused),
             leader: self.leader(),
+            council: self.council(),
             members: members.collect(),
         }
     }
@@ -67,6 +68,16 @@ impl RingStatus {
         let groups = self.groups.get()?;
         let leader = groups.name_of(groups.standing(GroupId::CLUSTER)?.leader);
         leader.map(|id| id.to_string())
+    }
+
+    fn council(&self) -> Vec<String> {
+        let groups = self.groups.get();
+        let standing = groups.and_then(|groups| groups.standing(GroupId::CLUSTER));
+        let voters = standing.map(|standing| standing.voters).unwrap_or_default().into_iter();
+        let names = voters.filter_map(|voter| groups?.name_of(Some(voter)));
+        let mut council: Vec<String> = names.map(|id| id.to_string()).collect();
+        council.sort();
+        council
     }
 
     fn member_report(

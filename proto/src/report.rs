@@ -28,6 +28,9 @@ pub struct RingReport {
     /// Who leads the member list, and so begins moves; `None` if the asked node takes no part in keeping it, or does not
     /// know.
     pub leader: Option<String>,
+    /// Who votes on the member list, by id; both the former and the next ones while that changes. Empty if the asked node
+    /// takes no part in keeping it.
+    pub council: Vec<String>,
     /// Everybody in the placement or ever heard of, by id.
     pub members: Vec<MemberReport>,
 }

@@ -4,11 +4,12 @@
 //! Four nodes in three zones: all that one of the two in the first zone holds moves to the other, and back, again and
 //! again. A node whose part a step is was started so that it dies there.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use saturn_chaos_tests::placement::{
-    check_settled, equal_replicas, member_list_leader, settled, shard_leaders,
+    check_settled, council, equal_replicas, member_list_leader, settled, shard_leaders,
 };
 use saturn_chaos_tests::{
     Cluster, ClusterOptions, Outcome, Reader, Tolerance, Writer, WriterOptions, eventually,
@@ -181,6 +182,14 @@ impl Trial {
             self.cluster.spawn(one.index)?;
         }
         self.cluster.wait_ready().await?;
+        // Else the next move may undo the change of the council before it began, and nobody passes its steps.
+        let wanted = BTreeSet::from([STEADY[0], STEADY[1], self.to]);
+        eventually("the council follows", LIMIT, async || {
+            let council = council(&self.cluster, STEADY[0]).await?;
+            ensure!(council == wanted, "{council:?}");
+            Ok(Some(()))
+        })
+        .await?;
         std::mem::swap(&mut self.from, &mut self.to);
         Ok(doomed.len() - alive.len())
     }
