@@ -129,6 +129,7 @@ pub(crate) struct Lacking {
     shards: RwLock<BTreeSet<ShardId>>,
     left: Gauge,
     losses: Counter,
+    possible: Counter,
 }
 
 impl Lacking {
@@ -142,6 +143,8 @@ impl Lacking {
         let registry = registry.sub_registry_with_prefix("saturn_node");
         let help = "Times that this data directory had lost what was acknowledged when the node started";
         registry.register("disk_losses", help, lacking.losses.clone());
+        let help = "Shards of which more replicas had lost something at a time than can be made up for";
+        registry.register("possible_losses", help, lacking.possible.clone());
         let help = "Shards not read from here until what the disk has lost was taken from their other nodes";
         registry.register("lacking_shards", help, lacking.left.clone());
         lacking
@@ -151,6 +154,11 @@ impl Lacking {
     pub(crate) fn stand_in(&self) {
         self.losses.inc();
         self.add_all();
+    }
+
+    /// More replicas of a shard have lost something than can be made up for.
+    pub(crate) fn count_possible_loss(&self) {
+        self.possible.inc();
     }
 
     fn add_all(&self) {

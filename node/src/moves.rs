@@ -314,7 +314,9 @@ impl Mover {
         let mut first: Option<WindowDigests> = None;
         for node in &record.slots {
             let digests = self.transfers.remote_digests((shard, record.epoch), node, &Windows::all()).await;
-            let mut digests = digests.with_context(|| format!("cannot compare with {node}"))?;
+            let digests = digests.with_context(|| format!("cannot compare with {node}"))?;
+            ensure!(!digests.is_lacking, "the disk of {node} has lost something and is being repaired");
+            let mut digests = digests.windows;
             digests.retain(|window, _| is_over(*window));
             match &first {
                 None => first = Some(digests),

@@ -153,38 +153,52 @@ impl Repairer {
     /// each of them has handed over what it has: whatever this node had acknowledged, one of them has, too.
     async fn recover(&self, lacking: &Lacking) {
         let mut pause = RECOVER_AGAIN_MIN;
+        let mut lost = Vec::new();
         loop {
             for shard in lacking.shards() {
                 match self.recover_shard(shard).await {
-                    Ok(()) => lacking.remove(shard),
+                    Ok(is_whole) => {
+                        lacking.remove(shard);
+                        if !is_whole {
+                            lost.push(shard.0);
+                            lacking.count_possible_loss();
+                        }
+                    }
                     Err(error) => {
                         tracing::info!(%shard, error = format!("{error:#}"), "a shard is not whole yet");
                     }
                 }
             }
             if lacking.shards().is_empty() {
-                return;
+                break;
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RECOVER_AGAIN_MAX);
         }
+        if !lost.is_empty() {
+            tracing::error!(
+                shards = ?lost,
+                "another replica of these shards had lost something as well, or there is none: what was acknowledged by just \
+                 these is lost; all that is left is here again"
+            );
+        }
     }
 
-    async fn recover_shard(&self, shard: ShardId) -> anyhow::Result<()> {
+    /// Says whether all is there again: a shard's other nodes may have lost something as well.
+    async fn recover_shard(&self, shard: ShardId) -> anyhow::Result<bool> {
         let (placement, me) = (self.authority.placement.load(), &self.authority.me);
         let record = placement.record(shard).context("there is no such shard")?;
         // What is still to come here is fetched whole anyway, and what has gone is nobody's loss.
         if !record.is_writer(me) || record.is_fetching(me) {
-            return Ok(());
+            return Ok(true);
         }
         let mut comparison = Comparison::new(&self.transfers, (shard, record.epoch), Windows::all()).await?;
+        // Without another replica, what is lost stays lost.
+        let mut is_made_up_for = record.slots.len() > 1 || record.moving.is_some();
         for node in record.slots.iter().filter(|node| *node != me) {
-            comparison.with(node).await?;
+            is_made_up_for &= !comparison.with(node).await?.is_lacking;
         }
-        if record.slots.len() == 1 && record.moving.is_none() {
-            tracing::error!(%shard, "a shard has no other replica: what the disk has lost of it stays lost");
-        }
-        Ok(())
+        Ok(is_made_up_for)
     }
 
     /// Compares all of this node's shards, or one: all samples before `until`.
@@ -242,7 +256,7 @@ impl Repairer {
         let (mut same, mut outcome) = (true, Ok(()));
         for node in record.slots.iter().filter(|node| **node != self.authority.me) {
             match comparison.with(node).await {
-                Ok(differs) => {
+                Ok(Compared { differs, .. }) => {
                     same &= !differs;
                     *taken += u64::from(differs);
                 }
@@ -292,6 +306,15 @@ pub(crate) fn latest_windows(until: TimestampMs) -> Vec<TimestampMs> {
     (0..WINDOWS).rev().map(|back| TimestampMs(last - back * WINDOW_MS)).collect()
 }
 
+/// What a comparison with another node has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Compared {
+    /// Whether that one's samples of some windows were taken.
+    pub(crate) differs: bool,
+    /// Whether it may itself lack what it had acknowledged.
+    pub(crate) is_lacking: bool,
+}
+
 /// What this node holds of a shard, to compare it with other nodes one after the other.
 pub(crate) struct Comparison<'a> {
     transfers: &'a Transfers,
@@ -311,21 +334,21 @@ impl<'a> Comparison<'a> {
         Ok(Self { transfers, shard, windows, mine })
     }
 
-    /// Compares with another node, and takes that one's samples of the windows in which they differ. Says whether there are
-    /// any.
-    pub(crate) async fn with(&mut self, node: &NodeId) -> anyhow::Result<bool> {
+    /// Compares with another node, and takes that one's samples of the windows in which they differ.
+    pub(crate) async fn with(&mut self, node: &NodeId) -> anyhow::Result<Compared> {
         let theirs = self.transfers.remote_digests(self.shard, node, &self.windows).await;
         let theirs = theirs.with_context(|| format!("cannot compare with {node}"))?;
-        let differing = differing_windows(&self.mine, &theirs);
+        let differing = differing_windows(&self.mine, &theirs.windows);
+        let compared = Compared { differs: !differing.is_empty(), is_lacking: theirs.is_lacking };
         if differing.is_empty() {
-            return Ok(false);
+            return Ok(compared);
         }
         let (progress, _) = watch::channel(Progress::default());
         let (_keep, cancel) = watch::channel(false);
         let pulled = self.transfers.pull_windows(self.shard, node, differing, &progress, cancel).await;
         pulled.with_context(|| format!("cannot take from {node} what differs"))?;
         self.mine = self.transfers.local_digests(self.shard.0, &self.windows).await?;
-        Ok(true)
+        Ok(compared)
     }
 }
 

@@ -49,6 +49,14 @@ const FRAME_LIMIT: Duration = Duration::from_secs(60);
 /// By first millisecond of a window: the SHA-256 of the digest of its samples. Windows without samples are left out.
 pub(crate) type WindowDigests = BTreeMap<TimestampMs, [u8; 32]>;
 
+/// What another node says that it holds of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RemoteDigests {
+    pub(crate) windows: WindowDigests,
+    /// Whether it may lack what it had acknowledged.
+    pub(crate) is_lacking: bool,
+}
+
 /// Takes shards from other nodes.
 pub(crate) struct Transfers {
     peers: Arc<NodePeers>,
@@ -246,7 +254,7 @@ impl Transfers {
             return Ok(Vec::new());
         }
         let windows = Windows { settled: true, ..Windows::all() };
-        let theirs = self.remote_digests((shard, epoch), source, &windows).await?;
+        let theirs = self.remote_digests((shard, epoch), source, &windows).await?.windows;
         let mine = self.local_digests(shard, &windows).await?;
         let mut missing = differing_windows(&mine, &theirs);
         if missing.is_empty() {
@@ -313,7 +321,7 @@ impl Transfers {
         (shard, epoch): (ShardId, Epoch),
         source: &NodeId,
         windows: &Windows,
-    ) -> Result<WindowDigests, TransferError> {
+    ) -> Result<RemoteDigests, TransferError> {
         let broken = |last: String| TransferError::Broken { attempts: 1, last };
         let mut client = self.peers.transfer_client(source).map_err(|e| broken(e.to_string()))?;
         let request = peer::ShardDigestRequest {
@@ -335,8 +343,10 @@ impl Transfers {
             let hash: [u8; 32] = window.sha256[..].try_into().ok()?;
             Some((TimestampMs(window.start_ms), hash))
         };
-        let digests: Option<WindowDigests> = reply.windows.into_iter().map(digest).collect();
-        digests.ok_or_else(|| broken("a digest of the answer has another length than 32 bytes".to_owned()))
+        let windows: Option<WindowDigests> = reply.windows.into_iter().map(digest).collect();
+        let windows = windows
+            .ok_or_else(|| broken("a digest of the answer has another length than 32 bytes".to_owned()))?;
+        Ok(RemoteDigests { windows, is_lacking: reply.lacking })
     }
 
     /// The windows of which another node, which must hold exactly this epoch, may have samples on disk.

@@ -251,19 +251,23 @@ async fn digest_reply(
     let compute = move || {
         let _permit = permit;
         replica.check_source(shard, epoch)?;
-        digests(&replica, shard, &windows).map_err(|e| ShardRefusal::Failed(e.to_string()))
+        let lacking = replica.check_whole(shard).is_err();
+        let digests = digests(&replica, shard, &windows).map_err(|e| ShardRefusal::Failed(e.to_string()))?;
+        Ok((digests, lacking))
     };
     let computed = tokio::task::spawn_blocking(compute).await;
     match computed.unwrap_or_else(|e| Err(ShardRefusal::Failed(format!("the digest task failed: {e}")))) {
-        Ok(digests) => {
+        Ok((digests, lacking)) => {
             let message = |(start, hash): (TimestampMs, [u8; 32])| peer::WindowDigest {
                 start_ms: start.0,
                 sha256: bytes::Bytes::copy_from_slice(&hash),
             };
-            peer::ShardDigestReply { windows: digests.into_iter().map(message).collect(), refusal: None }
+            let windows = digests.into_iter().map(message).collect();
+            peer::ShardDigestReply { windows, lacking, refusal: None }
         }
         Err(refusal) => {
-            peer::ShardDigestReply { windows: Vec::new(), refusal: Some(wire::refusal_message(refusal)) }
+            let refusal = Some(wire::refusal_message(refusal));
+            peer::ShardDigestReply { refusal, ..peer::ShardDigestReply::default() }
         }
     }
 }

@@ -261,7 +261,8 @@ async fn a_shard_comes_over_whole_though_connections_break() {
     let remote = transfers
         .remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &Windows::all())
         .await
-        .expect("digests");
+        .expect("digests")
+        .windows;
     assert_eq!((local.len(), differing_windows(&local, &remote)), (6, vec![]));
 
     // What is there does not come once more, but for the window that brings exemplars; what differs is found.
@@ -271,7 +272,8 @@ async fn a_shard_comes_over_whole_though_connections_break() {
     let remote = transfers
         .remote_digests((SHARD, Epoch::FIRST), &node_id("a"), &Windows::all())
         .await
-        .expect("digests");
+        .expect("digests")
+        .windows;
     assert_eq!(differing_windows(&local, &remote), [TimestampMs(6 * WINDOW_MS)]);
     let one = [TimestampMs(WINDOW_MS)];
     let remote = transfers
@@ -281,7 +283,8 @@ async fn a_shard_comes_over_whole_though_connections_break() {
             &Windows { starts: one.to_vec(), ..Windows::all() },
         )
         .await
-        .expect("digests");
+        .expect("digests")
+        .windows;
     assert_eq!((remote.len(), remote.get(&one[0])), (1, local.get(&one[0])));
     let rest = pull(&transfers).await.expect("pulled");
     assert_eq!((rest.progress.samples, rest.progress.windows_total), (samples / 6, 1));
@@ -318,7 +321,7 @@ async fn windows_come_over_one_by_one_and_those_on_disk_are_listed() {
 async fn who_lacks_something_gives_no_whole_shard_and_repairs_from_others() {
     use std::ops::ControlFlow;
 
-    use crate::repair::Comparison;
+    use crate::repair::{Compared, Comparison};
 
     let Two { a, b, address, .. } = &two(6).await;
     let transfers = transfers(b, *address, None);
@@ -338,10 +341,12 @@ async fn who_lacks_something_gives_no_whole_shard_and_repairs_from_others() {
     // However old: the windows are of 1970.
     let compared = Comparison::new(&transfers, (SHARD, Epoch::FIRST), Windows::all()).await;
     let mut comparison = compared.expect("digests");
-    assert!(comparison.with(&node_id("a")).await.expect("taken"));
+    let compared = comparison.with(&node_id("a")).await.expect("taken");
+    assert_eq!(compared, Compared { differs: true, is_lacking: true });
     assert_eq!(read(&b.engine), read(&a.engine));
-    assert!(!comparison.with(&node_id("a")).await.expect("the same now"));
     a.lacking.remove(SHARD);
+    let compared = comparison.with(&node_id("a")).await.expect("the same now");
+    assert_eq!(compared, Compared { differs: false, is_lacking: false });
     read_a().expect("it has all again");
     assert_eq!(pull(&transfers).await.expect("pulled").new_series, 0);
 }
