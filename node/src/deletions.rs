@@ -24,13 +24,15 @@ pub(crate) fn carry_out(
     let mut agreed = Vec::new();
     for (shard, record, overdue) in overdue(engine, me, placement) {
         let (done, settled) = (engine.deleted_through(shard), record.settled.0);
-        if overdue.missed && record.slots.contains(me) && !lacking.contains(shard) {
+        // An empty copy, such as that of a new disk, has nothing to drop and nothing that may come back.
+        let has_missed = overdue.missed && engine.holds_shard(shard);
+        if has_missed && record.slots.contains(me) && !lacking.contains(shard) {
             tracing::error!(
                 %shard, done, settled,
                 "this node has missed deletions that it said it had done: its disk is an older copy, and nobody else \
                  remembered that; deleted samples may come back"
             );
-        } else if overdue.missed {
+        } else if has_missed {
             tracing::info!(%shard, done, settled, "drops an old copy that missed deletions: the shard is fetched anew");
             engine.drop_shard(shard)?;
         }

@@ -135,7 +135,10 @@ async fn an_older_copy_of_a_data_directory_is_noticed_and_repaired() -> Result<(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_data_directory_takes_the_place_of_a_lost_one_when_the_operator_says_so() -> Result<()> {
-    let mut cluster = Cluster::start(3).await?;
+    let extra_args = vec!["--web.enable-admin-api".to_owned()];
+    let mut cluster =
+        Cluster::start_with(ClusterOptions { nodes: 3, extra_args, ..ClusterOptions::default() }).await?;
+    delete_doomed(&cluster).await?;
     let written = write(&cluster, 1, 200).await?;
     cluster.tolerate(Tolerance::Errors);
     cluster.kill9(2)?;
@@ -152,6 +155,8 @@ async fn an_empty_data_directory_takes_the_place_of_a_lost_one_when_the_operator
     cluster.saturnctl(0, &replace)?;
     cluster.restart(2).await?;
     ensure!(metric(&cluster, 2, "saturn_node_disk_losses_total").await? == 1);
+    let text = cluster.log_text(2)?;
+    ensure!(!text.contains("missed deletions"), "an empty directory holds nothing that was deleted: {text}");
     repaired(&cluster, 2).await?;
     placement::equal_replicas(&cluster, &[0, 1, 2]).await?;
 
